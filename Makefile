@@ -1,0 +1,57 @@
+# fini: HKEX FINI from inside PostgreSQL
+#
+#	make			the extension		make install		into the PostgreSQL of $(PG_CONFIG)
+#	make demo		10,000 applications to a sandbox gateway and back, on a throw-away server
+#	make test		every test, on throw-away servers; TESTS="t/name.pl sql/name.sql" for some
+#	make bench		measurements		make bench-quick	the same in two minutes
+#	make gateway	the sandbox gateway	make installcheck	regression tests on a server of one's own
+#	make lint		gcc and clang with all warnings, shellcheck, perl -c
+#
+# demo, test and bench install the Debian packages that are missing, as root or through sudo.
+
+EXTENSION = fini
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" "$(CURDIR)/fini.control")
+MODULE_big = fini
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+DATA = fini--$(EXTVERSION).sql
+REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
+ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
+EXTRA_CLEAN = tmp_check output_iso
+
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -fvisibility=default
+ifneq ($(RELEASE),1)
+PG_CFLAGS += -Werror
+endif
+SHLIB_LINK = -lcurl -lcrypto
+
+.DEFAULT_GOAL = all
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+$(OBJS): $(wildcard src/*.h)
+clean: clean-gateway
+else
+# a fresh machine: demo, test and bench install what is missing, the rest says what it is
+all install installcheck clean:
+	@echo "pg_config with pgxs not found: run test/setup, or set PG_CONFIG" >&2; exit 1
+endif
+
+run = PG_CONFIG='$(PG_CONFIG)' MAKE='$(MAKE)'
+
+demo:
+	@$(run) test/demo/run
+test:
+	@$(run) test/run $(TESTS)
+bench:
+	@$(run) test/bench/run
+bench-quick:
+	@$(run) test/bench/run --quick
+gateway:
+	+@$(MAKE) -C test/gateway
+clean-gateway:
+	+@$(MAKE) -C test/gateway clean
+lint:
+	@$(run) test/lint
+
+.PHONY: all install installcheck clean demo test bench bench-quick gateway clean-gateway lint

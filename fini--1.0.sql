@@ -1,0 +1,683 @@
+/* fini--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION fini" to load this file. \quit
+
+/*
+ * Names that begin with an underscore are the extension's own; they may
+ * change with any version.
+ */
+
+----------------------------------------------------------------------
+-- Tables
+----------------------------------------------------------------------
+
+CREATE TABLE fini.attachment (
+	relation	regclass PRIMARY KEY,
+	fields		jsonb NOT NULL,
+	outcome		jsonb NOT NULL,
+	live		boolean NOT NULL,
+	attached_by	regrole NOT NULL,
+	attached_at	timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE fini.attachment IS 'tables whose rows are FINI applications, with the mapping in force: FINI field to column';
+
+-- HOT updates: neither claim nor settle touches an indexed column
+CREATE TABLE fini.submission (
+	id				bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	relation		regclass NOT NULL,
+	own_ref			text NOT NULL,
+	ipo_id			text NOT NULL,
+	operation		text NOT NULL CHECK (operation IN ('add', 'change', 'invalidate')),
+	state			text NOT NULL DEFAULT 'queued'
+					CHECK (state IN ('queued', 'sending', 'unknown', 'accepted', 'rejected', 'cancelled', 'failed')),
+	record_id		text,
+	request_id		text,
+	attempts		integer NOT NULL DEFAULT 0,
+	error_code		text,
+	error_message	text,
+	not_before		timestamptz,
+	created_at		timestamptz NOT NULL DEFAULT now(),
+	sent_at			timestamptz,
+	settled_at		timestamptz
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+CREATE INDEX submission_own_ref ON fini.submission (own_ref, id);
+COMMENT ON TABLE fini.submission IS 'the durable outbox: one row per operation asked for, with its state';
+
+-- who deletes an operation's row here owns it: the worker's claim, a cancel, a trigger
+CREATE TABLE fini.queue (
+	ipo_id		text NOT NULL,
+	operation	text NOT NULL,
+	id			bigint NOT NULL,
+	not_before	timestamptz,
+	PRIMARY KEY (ipo_id, operation, id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX queue_deferred ON fini.queue (not_before) WHERE not_before IS NOT NULL;
+COMMENT ON TABLE fini.queue IS 'operations in state queued, in the order of their claim; kept in step with fini.submission';
+
+CREATE TABLE fini.request (
+	request_id	text PRIMARY KEY,
+	endpoint	text NOT NULL,
+	entries		integer NOT NULL,
+	attempts	integer NOT NULL DEFAULT 0,
+	http_status	integer,
+	code		text,
+	message		text,
+	started_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	duration	interval,
+	state		text NOT NULL CHECK (state IN ('sending', 'unknown', 'answered', 'found_out')),
+	ipo_id		text,
+	operation	text,
+	members		bigint[]
+);
+CREATE INDEX request_open ON fini.request (state) WHERE state IN ('sending', 'unknown');
+COMMENT ON TABLE fini.request IS 'one row per sealed HTTP request of the worker, written before its first byte leaves';
+
+CREATE TABLE fini.control (
+	singleton			boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+	system_identifier	bigint,
+	armed_at			timestamptz,
+	armed_by			text,
+	paused_at			timestamptz,
+	paused_by			text,
+	paused_reason		text
+);
+INSERT INTO fini.control DEFAULT VALUES;
+COMMENT ON TABLE fini.control IS 'whether this cluster may send: armed for its system identifier, and not paused';
+
+CREATE TABLE fini.reconcile_run (
+	run_id			bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	relation		regclass NOT NULL,
+	ipo_id			text NOT NULL,
+	local			bigint NOT NULL DEFAULT 0,
+	remote			bigint NOT NULL DEFAULT 0,
+	matched			bigint NOT NULL DEFAULT 0,
+	discrepancies	bigint NOT NULL DEFAULT 0,
+	started_at		timestamptz NOT NULL DEFAULT clock_timestamp(),
+	finished_at		timestamptz
+);
+COMMENT ON TABLE fini.reconcile_run IS 'reconciliations of a table with FINI''s records of one IPO';
+
+CREATE TABLE fini.discrepancy (
+	run_id		bigint NOT NULL REFERENCES fini.reconcile_run ON DELETE CASCADE,
+	kind		text NOT NULL CHECK (kind IN ('missing_at_fini', 'missing_locally', 'field_differs',
+											  'status_differs', 'duplicate_at_fini', 'record_id_differs')),
+	own_ref		text,
+	record_id	text,
+	field		text,
+	local		text,
+	remote		text
+);
+CREATE INDEX discrepancy_run ON fini.discrepancy (run_id, kind);
+COMMENT ON TABLE fini.discrepancy IS 'what a reconciliation found; personal fields by name only';
+
+SELECT pg_catalog.pg_extension_config_dump('fini.attachment', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.submission', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.submission_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.queue', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.request', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run_run_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.discrepancy', '');
+
+----------------------------------------------------------------------
+-- Building blocks
+----------------------------------------------------------------------
+
+CREATE FUNCTION fini.encrypt_field(plaintext text, data_key bytea, iv bytea)
+RETURNS text
+AS 'MODULE_PATHNAME', 'fini_sql_encrypt_field'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION fini.encrypt_field(text, bytea, bytea) IS
+'encrypts one value as FINI expects it: prefix, base64 of AES-256-GCM ciphertext and tag';
+
+CREATE FUNCTION fini.decrypt_field(ciphertext text, data_key bytea, iv bytea)
+RETURNS text
+AS 'MODULE_PATHNAME', 'fini_sql_decrypt_field'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION fini.decrypt_field(text, bytea, bytea) IS
+'decrypts one value that FINI or fini.encrypt_field encrypted';
+
+-- these two read fini.encrypted_fields, so they are not immutable
+CREATE FUNCTION fini.encrypt_fields(payload json, data_key bytea, iv bytea)
+RETURNS text
+AS 'MODULE_PATHNAME', 'fini_sql_encrypt_fields'
+LANGUAGE C STABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION fini.encrypt_fields(json, bytea, bytea) IS
+'encrypts the personal fields of a payload at any depth and leaves every other byte as it is';
+
+CREATE FUNCTION fini.decrypt_fields(payload json, data_key bytea, iv bytea)
+RETURNS jsonb
+AS 'MODULE_PATHNAME', 'fini_sql_decrypt_fields'
+LANGUAGE C STABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION fini.decrypt_fields(json, bytea, bytea) IS
+'decrypts the personal fields of an answer at any depth';
+
+-- PKCS#1 v1.5 padding is random
+CREATE FUNCTION fini.wrap_key(data_key bytea, iv bytea, public_key text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'fini_sql_wrap_key'
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION fini.wrap_key(bytea, bytea, text) IS
+'the header X-FINI-ENCRYPTED-KEY: data key and IV under the public key that crypto/meta gives';
+
+CREATE FUNCTION fini.sign(data_key bytea, body text, request_id text, timestamp_ms bigint)
+RETURNS text
+AS 'MODULE_PATHNAME', 'fini_sql_sign'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION fini.sign(bytea, text, text, bigint) IS
+'the header X-FINI-SIGNATURE of a request';
+
+-- reads a key file
+CREATE FUNCTION fini.jwks(profile text, expires timestamptz)
+RETURNS json
+AS 'MODULE_PATHNAME', 'fini_sql_jwks'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION fini.jwks(text, timestamptz) IS
+'the JWK set to register on HKEX Client Connect for the profile agent or machine';
+
+----------------------------------------------------------------------
+-- Direct calls
+----------------------------------------------------------------------
+
+CREATE FUNCTION fini.ipo_list(OUT ipo_id text, OUT stock_code text, OUT isin text, OUT status text, OUT raw jsonb)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_ipo_list';
+COMMENT ON FUNCTION fini.ipo_list() IS 'the IPOs at FINI, all pages';
+
+CREATE FUNCTION fini.ipo_refdata(ipo_id text)
+RETURNS jsonb LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_ipo_refdata';
+COMMENT ON FUNCTION fini.ipo_refdata(text) IS 'reference data of one IPO, whole';
+
+CREATE FUNCTION fini.subscription_add(entries jsonb, OUT request_id text, OUT own_ref text, OUT record_id text,
+	OUT error_code text, OUT error_message text)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_subscription_add';
+COMMENT ON FUNCTION fini.subscription_add(jsonb) IS 'add applications now, from this session: one row per entry, in order';
+
+CREATE FUNCTION fini.subscription_change(entries jsonb, OUT request_id text, OUT own_ref text, OUT record_id text,
+	OUT error_code text, OUT error_message text)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_subscription_change';
+COMMENT ON FUNCTION fini.subscription_change(jsonb) IS 'change applications now, by their recordID: one row per entry, in order';
+
+CREATE FUNCTION fini.subscription_invalidate(record_ids text[], OUT request_id text, OUT own_ref text, OUT record_id text,
+	OUT error_code text, OUT error_message text)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_subscription_invalidate';
+COMMENT ON FUNCTION fini.subscription_invalidate(text[]) IS 'invalidate records now: one row per record, in order';
+
+CREATE FUNCTION fini.subscription_query(ipo_id text DEFAULT NULL, record_ids text[] DEFAULT NULL, sub_flow_status text DEFAULT NULL,
+	OUT record_id text, OUT ipo_id text, OUT own_ref text, OUT app_quantity numeric, OUT sub_flow_status text,
+	OUT id_list jsonb, OUT raw jsonb)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_subscription_query';
+
+CREATE FUNCTION fini.funding_query(ipo_id text DEFAULT NULL, OUT transaction_ref text, OUT ipo_id text,
+	OUT pre_funding_status text, OUT raw jsonb)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_funding_query';
+COMMENT ON FUNCTION fini.subscription_query(text, text[], text) IS 'records at FINI, decrypted, all pages; ipo_id or record_ids is needed';
+
+COMMENT ON FUNCTION fini.funding_query(text) IS 'funding of this bank''s participants, all pages';
+
+CREATE FUNCTION fini.funding_confirm(transaction_refs text[], status text, OUT transaction_ref text,
+	OUT pre_funding_status text, OUT error_code text, OUT error_message text)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_funding_confirm';
+COMMENT ON FUNCTION fini.funding_confirm(text[], text) IS 'confirm (20) or reject (30) funding now: one row per reference, in order';
+
+CREATE FUNCTION fini.call(path text, body jsonb DEFAULT NULL, sealed boolean DEFAULT false)
+RETURNS jsonb LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_call';
+COMMENT ON FUNCTION fini.call(text, jsonb, boolean) IS 'any endpoint of the gateway: POST with a body, GET without; sealed: with the envelope';
+
+----------------------------------------------------------------------
+-- Whether anything is sent
+----------------------------------------------------------------------
+
+CREATE FUNCTION fini._wake() RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_wake';
+COMMENT ON FUNCTION fini._wake() IS 'wakes this database''s worker when the transaction commits';
+
+CREATE FUNCTION fini._may_send(OUT armed boolean, OUT paused boolean)
+LANGUAGE sql STABLE AS $$
+	SELECT coalesce(c.system_identifier = s.system_identifier, false), c.paused_at IS NOT NULL
+	FROM fini.control c, pg_catalog.pg_control_system() s
+$$;
+COMMENT ON FUNCTION fini._may_send() IS 'is this cluster armed, and is it paused?';
+
+CREATE FUNCTION fini.arm() RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	INSERT INTO fini.control DEFAULT VALUES ON CONFLICT DO NOTHING;
+	UPDATE fini.control SET system_identifier = (pg_control_system()).system_identifier,
+		armed_at = clock_timestamp(), armed_by = session_user;
+	SELECT fini._wake();
+$$;
+COMMENT ON FUNCTION fini.arm() IS 'allows this very cluster to submit; a restored or upgraded copy starts disarmed';
+
+CREATE FUNCTION fini.disarm() RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	UPDATE fini.control SET system_identifier = NULL, armed_at = NULL, armed_by = NULL;
+	SELECT fini._wake();
+$$;
+COMMENT ON FUNCTION fini.disarm() IS 'nothing that changes anything at FINI is sent any more';
+
+CREATE FUNCTION fini.pause(reason text DEFAULT NULL) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	UPDATE fini.control SET paused_at = clock_timestamp(), paused_by = session_user, paused_reason = reason;
+	SELECT fini._wake();
+$$;
+COMMENT ON FUNCTION fini.pause(text) IS 'the worker sends nothing more until fini.resume; direct calls go on';
+
+CREATE FUNCTION fini._resume_endpoints() RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_resume_endpoints';
+COMMENT ON FUNCTION fini._resume_endpoints() IS 'lets the worker use endpoints again that were stopped';
+
+CREATE FUNCTION fini.resume() RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	UPDATE fini.control SET paused_at = NULL, paused_by = NULL, paused_reason = NULL;
+	SELECT fini._resume_endpoints();
+	SELECT fini._wake();
+$$;
+COMMENT ON FUNCTION fini.resume() IS 'ends a pause, and uses endpoints again that were stopped after a refusal';
+
+----------------------------------------------------------------------
+-- Subscription tables
+----------------------------------------------------------------------
+
+CREATE FUNCTION fini.create_subscription_table(name text) RETURNS regclass
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+	parts text[] := pg_catalog.parse_ident(name);
+	qualified text;
+BEGIN
+	IF pg_catalog.cardinality(parts) > 2 THEN
+		RAISE invalid_name USING MESSAGE = pg_catalog.format('"%s" is no table name', name),
+			HINT = 'Give a name, or schema and name.';
+	END IF;
+	SELECT pg_catalog.string_agg(pg_catalog.quote_ident(p), '.' ORDER BY n) INTO qualified
+	FROM pg_catalog.unnest(parts) WITH ORDINALITY AS u(p, n);
+	EXECUTE 'CREATE TABLE ' || qualified || ' (
+		own_ref text PRIMARY KEY,
+		ipo_id text NOT NULL,
+		app_quantity bigint,
+		firm_id text,
+		id_type text,
+		id_country_jurisdiction text,
+		id_num text,
+		full_name_eng text,
+		full_name_chi text,
+		id_list jsonb,
+		extra jsonb,
+		record_id text,
+		fini_state text,
+		fini_error text)';
+	RETURN qualified::regclass;
+END $$;
+COMMENT ON FUNCTION fini.create_subscription_table(text) IS 'creates a table with the standard columns, owned by the caller; attach it next';
+
+CREATE FUNCTION fini.capture() RETURNS trigger
+LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'fini_sql_capture';
+COMMENT ON FUNCTION fini.capture() IS 'trigger function of attached tables: enqueues what a statement asks for';
+
+CREATE FUNCTION fini.attach(relation regclass, fields jsonb DEFAULT '{}', outcome jsonb DEFAULT '{}', live boolean DEFAULT true)
+RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_attach';
+COMMENT ON FUNCTION fini.attach(regclass, jsonb, jsonb, boolean) IS 'makes the rows of a table FINI applications';
+
+CREATE FUNCTION fini.detach(relation regclass, force boolean DEFAULT false)
+RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_detach';
+COMMENT ON FUNCTION fini.detach(regclass, boolean) IS 'stops; refused while something is open, unless forced';
+
+CREATE FUNCTION fini.submit(relation regclass, ipo_id text DEFAULT NULL)
+RETURNS bigint LANGUAGE C VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'fini_sql_submit';
+COMMENT ON FUNCTION fini.submit(regclass, text) IS 'enqueues the rows that were never sent; returns how many';
+
+CREATE FUNCTION fini._write_back(ids bigint[])
+RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_write_back';
+COMMENT ON FUNCTION fini._write_back(bigint[]) IS 'writes the outcome of operations back into the rows of their tables, as the tables'' owners';
+
+/*
+ * What is still to take effect, or has taken effect, for an own_ref: its last
+ * operation that was not rejected, cancelled or given up.
+ */
+CREATE FUNCTION fini._standing(ref text, rel regclass, OUT id bigint, OUT operation text, OUT state text, OUT ipo_id text, OUT record_id text)
+LANGUAGE sql STABLE AS $$
+	SELECT s.id, s.operation, s.state, s.ipo_id, s.record_id FROM fini.submission s
+	WHERE s.own_ref = ref AND s.relation = rel AND s.state IN ('queued', 'sending', 'unknown', 'accepted')
+	ORDER BY s.id DESC LIMIT 1
+$$;
+COMMENT ON FUNCTION fini._standing(text, regclass) IS 'the operation of an own_ref that counts';
+
+/*
+ * Withdraw: cancel adds and changes still queued (whoever deletes the queue's
+ * row owns the operation), then enqueue an invalidate for what stands or may
+ * come to stand at FINI.
+ */
+CREATE FUNCTION fini._withdraw(relation regclass, own_refs text[], write_back boolean) RETURNS bigint
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+	cancelled_ids bigint[];
+	enqueued bigint;
+BEGIN
+	WITH gone AS (
+		DELETE FROM fini.queue q USING fini.submission s
+		WHERE s.own_ref = ANY (own_refs) AND s.relation = _withdraw.relation AND s.state = 'queued' AND s.operation <> 'invalidate'
+		  AND q.ipo_id = s.ipo_id AND q.operation = s.operation AND q.id = s.id
+		RETURNING q.id
+	), cancelled AS (
+		UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'withdrawn',
+			error_message = 'withdrawn before it was sent'
+		FROM gone WHERE s.id = gone.id
+		RETURNING s.id
+	)
+	SELECT array_agg(id) INTO cancelled_ids FROM cancelled;
+
+	WITH withdrawn AS (
+		INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)
+		SELECT _withdraw.relation, u.ref, l.ipo_id, 'invalidate'
+		FROM (SELECT DISTINCT ref FROM unnest(own_refs) ref) u,
+			LATERAL fini._standing(u.ref, _withdraw.relation) l
+		WHERE l.operation IN ('add', 'change')
+		RETURNING id, ipo_id, operation
+	), queued AS (
+		INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM withdrawn
+	)
+	SELECT count(*) INTO enqueued FROM withdrawn;
+	IF write_back AND cancelled_ids IS NOT NULL THEN
+		PERFORM fini._write_back(cancelled_ids);
+	END IF;
+	PERFORM fini._wake();
+	RETURN enqueued + coalesce(cardinality(cancelled_ids), 0);
+END $$;
+COMMENT ON FUNCTION fini._withdraw(regclass, text[], boolean) IS 'withdraws applications, wherever they are on their way';
+
+CREATE FUNCTION fini.invalidate(relation regclass, own_refs text[]) RETURNS bigint
+LANGUAGE sql STRICT VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT fini._withdraw(relation, own_refs, true)
+$$;
+COMMENT ON FUNCTION fini.invalidate(regclass, text[]) IS 'withdraws these applications at FINI; what is still queued is cancelled instead. Returns how many';
+
+CREATE FUNCTION fini.cancel(relation regclass, own_refs text[] DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	ids bigint[];
+BEGIN
+	WITH gone AS (
+		DELETE FROM fini.queue q USING fini.submission s
+		WHERE q.id = s.id AND q.ipo_id = s.ipo_id AND q.operation = s.operation AND s.state = 'queued'
+		  AND s.relation = cancel.relation AND (own_refs IS NULL OR s.own_ref = ANY (own_refs))
+		RETURNING q.id
+	), cancelled AS (
+		UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'cancelled',
+			error_message = 'cancelled before it was sent'
+		FROM gone WHERE s.id = gone.id
+		RETURNING s.id
+	)
+	SELECT array_agg(id) INTO ids FROM cancelled;
+	IF ids IS NOT NULL THEN
+		PERFORM fini._write_back(ids);
+	END IF;
+	RETURN coalesce(cardinality(ids), 0);
+END $$;
+COMMENT ON FUNCTION fini.cancel(regclass, text[]) IS 'cancels operations of a table that are still queued (all of them, or these own_refs); returns how many';
+
+CREATE FUNCTION fini.retry(ipo_id text DEFAULT NULL, relation regclass DEFAULT NULL, own_refs text[] DEFAULT NULL,
+	states text[] DEFAULT '{failed,rejected}') RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	n bigint;
+BEGIN
+	IF NOT states <@ '{failed,rejected}' THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'only failed and rejected operations can be put back',
+			HINT = 'Give states as an array of failed, rejected or both.';
+	END IF;
+	-- one that has been overtaken by a later operation stays as it is
+	WITH again AS (
+		UPDATE fini.submission s
+		SET state = 'queued', attempts = 0, request_id = NULL, error_code = NULL, error_message = NULL, not_before = NULL, settled_at = NULL
+		WHERE s.state = ANY (states)
+		  AND (retry.ipo_id IS NULL OR s.ipo_id = retry.ipo_id)
+		  AND (retry.relation IS NULL OR s.relation = retry.relation)
+		  AND (retry.own_refs IS NULL OR s.own_ref = ANY (retry.own_refs))
+		  AND NOT EXISTS (SELECT FROM fini.submission later
+						  WHERE later.own_ref = s.own_ref AND later.relation = s.relation AND later.id > s.id
+							AND later.state <> 'cancelled')
+		RETURNING s.id, s.ipo_id, s.operation
+	), queued AS (
+		INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM again
+	)
+	SELECT count(*) INTO n FROM again;
+	PERFORM fini._wake();
+	RETURN n;
+END $$;
+COMMENT ON FUNCTION fini.retry(text, regclass, text[], text[]) IS 'puts failed or rejected operations back into the queue; returns how many';
+
+CREATE FUNCTION fini._wait_for_settle(serial bigint, timeout_ms integer) RETURNS bigint
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_wait_for_settle';
+COMMENT ON FUNCTION fini._wait_for_settle(bigint, integer) IS 'waits until the worker has settled something since the given serial, and returns the new one';
+
+CREATE FUNCTION fini.wait(ipo_id text DEFAULT NULL, timeout interval DEFAULT '1 min') RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	deadline timestamptz := clock_timestamp() + timeout;
+	next_notice timestamptz := clock_timestamp() + interval '1 second';
+	serial bigint := -1;
+	queued bigint;
+	under_way bigint;
+	last_text text;
+	this_text text;
+BEGIN
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RAISE active_sql_transaction USING MESSAGE = 'fini.wait cannot see progress in this transaction',
+			DETAIL = format('Its isolation level is %s.', current_setting('transaction_isolation')),
+			HINT = 'Call it at isolation level read committed.';
+	END IF;
+	IF pg_current_xact_id_if_assigned() IS NOT NULL AND
+		EXISTS (SELECT FROM fini.queue q WHERE q.xmin = pg_current_xact_id_if_assigned()::xid) THEN
+		RAISE active_sql_transaction USING MESSAGE = 'fini.wait would wait for its own transaction',
+			DETAIL = 'Operations that this transaction has enqueued are sent after it commits.',
+			HINT = 'Commit first, then wait.';
+	END IF;
+	LOOP
+		-- the serial is read before the tables, so that no settle falls in between
+		serial := fini._wait_for_settle(serial,
+			greatest(0, least(1000, extract(epoch FROM deadline - clock_timestamp()) * 1000))::integer);
+		IF NOT EXISTS (SELECT FROM fini.queue q WHERE wait.ipo_id IS NULL OR q.ipo_id = wait.ipo_id)
+		   AND NOT EXISTS (SELECT FROM fini.request r WHERE r.state IN ('sending', 'unknown')
+						   AND r.operation IS NOT NULL AND (wait.ipo_id IS NULL OR r.ipo_id = wait.ipo_id)) THEN
+			RETURN true;
+		END IF;
+		IF clock_timestamp() >= next_notice THEN
+			SELECT count(*) INTO queued FROM fini.queue q WHERE wait.ipo_id IS NULL OR q.ipo_id = wait.ipo_id;
+			SELECT coalesce(sum(cardinality(r.members)), 0) INTO under_way FROM fini.request r
+			WHERE r.state IN ('sending', 'unknown') AND (wait.ipo_id IS NULL OR r.ipo_id = wait.ipo_id);
+			this_text := format('%s queued, %s being sent', queued, under_way);
+			IF this_text IS DISTINCT FROM last_text THEN
+				RAISE NOTICE '%', this_text;
+				last_text := this_text;
+			END IF;
+			next_notice := clock_timestamp() + interval '1 second';
+		END IF;
+		IF clock_timestamp() >= deadline THEN
+			RETURN false;
+		END IF;
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION fini.wait(text, interval) IS 'waits until nothing is open, with progress as notices; true when done, false when the time is up';
+
+----------------------------------------------------------------------
+-- Reconciling
+----------------------------------------------------------------------
+
+CREATE FUNCTION fini.reconcile(relation regclass, ipo_id text, OUT run_id bigint, OUT local bigint, OUT remote bigint,
+	OUT matched bigint, OUT discrepancies bigint, OUT started_at timestamptz, OUT finished_at timestamptz)
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'fini_sql_reconcile';
+COMMENT ON FUNCTION fini.reconcile(regclass, text) IS 'compares every row of the table for this IPO with every record at FINI';
+
+/*
+ * Mending.  A record that FINI does not have is added again; one that it has
+ * too many is invalidated by its record ID; a difference in fields or status
+ * is mended towards the local row; a differing record ID is adopted.
+ */
+CREATE FUNCTION fini.repair(run_id bigint, kinds text[] DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	run fini.reconcile_run;
+	n bigint;
+	adopted bigint[];
+BEGIN
+	SELECT * INTO run FROM fini.reconcile_run r WHERE r.run_id = repair.run_id;
+	IF run.finished_at IS NULL THEN
+		RAISE undefined_object USING MESSAGE = format('there is no finished reconciliation run %s', repair.run_id),
+			HINT = 'fini.reconcile returns the run_id.';
+	END IF;
+	IF NOT coalesce(kinds, '{}') <@ '{missing_at_fini,missing_locally,field_differs,status_differs,duplicate_at_fini,record_id_differs}' THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'unknown kind of discrepancy',
+			HINT = 'The kinds are those of the column kind of fini.discrepancy.';
+	END IF;
+
+	-- adopt: the operation that gave the record gets the identifier that FINI has; a row
+	-- that FINI has although we never heard of its acceptance becomes an accepted add
+	WITH found AS (
+		SELECT d.own_ref, d.record_id,
+			(SELECT s.id FROM fini.submission s WHERE s.own_ref = d.own_ref AND s.relation = run.relation
+			 AND s.state = 'accepted' ORDER BY s.id DESC LIMIT 1) AS id
+		FROM fini.discrepancy d
+		WHERE d.run_id = run.run_id AND d.kind = 'record_id_differs' AND (kinds IS NULL OR d.kind = ANY (kinds))
+		  AND NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = d.own_ref AND s.state IN ('queued', 'sending', 'unknown'))
+	), mended AS (
+		UPDATE fini.submission s SET record_id = found.record_id FROM found WHERE s.id = found.id RETURNING s.id
+	), heard_of AS (
+		INSERT INTO fini.submission (relation, own_ref, ipo_id, operation, state, record_id, settled_at)
+		SELECT run.relation, found.own_ref, run.ipo_id, 'add', 'accepted', found.record_id, clock_timestamp()
+		FROM found WHERE found.id IS NULL
+		RETURNING id
+	)
+	SELECT array_agg(id) INTO adopted FROM (SELECT id FROM mended UNION ALL SELECT id FROM heard_of) a;
+
+	-- never on top of something open for the same own_ref
+	WITH wanted AS (
+		SELECT DISTINCT d.own_ref, x.operation, x.record_id
+		FROM fini.discrepancy d,
+			LATERAL (SELECT CASE d.kind
+								WHEN 'missing_at_fini' THEN 'add'
+								WHEN 'status_differs' THEN CASE WHEN d.local = 'withdrawn' THEN 'invalidate' ELSE 'add' END
+								WHEN 'field_differs' THEN 'change'
+								WHEN 'missing_locally' THEN 'invalidate'
+								WHEN 'duplicate_at_fini' THEN 'invalidate' END AS operation,
+							CASE WHEN d.kind IN ('missing_locally', 'duplicate_at_fini', 'status_differs', 'field_differs')
+								THEN d.record_id END AS record_id) x
+		WHERE d.run_id = run.run_id AND (kinds IS NULL OR d.kind = ANY (kinds)) AND x.operation IS NOT NULL
+		  AND NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = d.own_ref AND s.state IN ('queued', 'sending', 'unknown'))
+	), forgotten AS (
+		-- what FINI does not have (any more) stands no longer: an add must not turn into a change
+		UPDATE fini.submission s SET state = 'failed', error_code = 'not_at_fini',
+			error_message = format('reconciliation run %s did not find its record', run.run_id)
+		FROM wanted w
+		WHERE w.operation = 'add' AND s.own_ref = w.own_ref AND s.relation = run.relation AND s.state = 'accepted'
+		RETURNING s.id
+	), mending AS (
+		INSERT INTO fini.submission (relation, own_ref, ipo_id, operation, record_id)
+		SELECT run.relation, w.own_ref, run.ipo_id, w.operation, CASE WHEN w.operation <> 'add' THEN w.record_id END
+		FROM wanted w WHERE w.own_ref IS NOT NULL
+		RETURNING id, ipo_id, operation
+	), queued AS (
+		INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM mending
+	)
+	SELECT count(*) INTO n FROM mending;
+
+	IF adopted IS NOT NULL THEN
+		PERFORM fini._write_back(adopted);
+	END IF;
+	PERFORM fini._wake();
+	RETURN n + coalesce(cardinality(adopted), 0);
+END $$;
+COMMENT ON FUNCTION fini.repair(bigint, text[]) IS 'queues what mends the discrepancies of a run, all kinds or these; returns how many';
+
+----------------------------------------------------------------------
+-- Running it
+----------------------------------------------------------------------
+
+CREATE FUNCTION fini._worker(OUT worker_pid integer, OUT worker_state text, OUT token_expires_at timestamptz,
+	OUT public_key_fetched_at timestamptz, OUT clock_difference interval, OUT last_error text, OUT last_error_at timestamptz)
+LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_worker';
+COMMENT ON FUNCTION fini._worker() IS 'what shared memory says of this database''s worker';
+
+CREATE VIEW fini.status AS
+	SELECT w.worker_pid, w.worker_state, m.armed, m.paused, w.token_expires_at, w.public_key_fetched_at, w.clock_difference,
+		(SELECT count(*) FROM fini.queue) AS queued,
+		r.sending, r.unknown,
+		least((SELECT min(s.created_at) FROM fini.submission s
+			   JOIN (SELECT min(q.id) AS id FROM fini.queue q) q USING (id)), r.oldest) AS oldest_open,
+		w.last_error, w.last_error_at
+	FROM fini._worker() w, fini._may_send() m,
+		(SELECT coalesce(sum(cardinality(q.members)) FILTER (WHERE q.state = 'sending'), 0)::bigint AS sending,
+				coalesce(sum(cardinality(q.members)) FILTER (WHERE q.state = 'unknown'), 0)::bigint AS unknown,
+				min(q.started_at) AS oldest
+		 FROM fini.request q WHERE q.state IN ('sending', 'unknown')) r;
+COMMENT ON VIEW fini.status IS 'one row: the worker, what it may do, what it holds, what is open';
+
+CREATE FUNCTION fini._stat_endpoint(OUT endpoint text, OUT calls bigint, OUT errors bigint, OUT retries bigint, OUT throttled bigint,
+	OUT entries bigint, OUT bytes bigint, OUT mean_ms double precision, OUT p50_ms double precision,
+	OUT p95_ms double precision, OUT p99_ms double precision)
+RETURNS SETOF record LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_stat_endpoint';
+COMMENT ON FUNCTION fini._stat_endpoint() IS 'counters and latencies in shared memory';
+
+CREATE VIEW fini.stat_endpoint AS SELECT * FROM fini._stat_endpoint();
+COMMENT ON VIEW fini.stat_endpoint IS 'calls of each endpoint from this database since the server started or the last reset; latencies in milliseconds';
+
+CREATE FUNCTION fini.stat_reset() RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_stat_reset';
+COMMENT ON FUNCTION fini.stat_reset() IS 'sets the counters of fini.stat_endpoint to zero';
+
+----------------------------------------------------------------------
+-- Privileges: nothing for PUBLIC, three levels on request
+----------------------------------------------------------------------
+
+CREATE FUNCTION fini.grant_access(role regrole, level text) RETURNS void
+LANGUAGE plpgsql STRICT VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	reader constant text[] := '{}';
+	submitter constant text[] := '{encrypt_field,decrypt_field,encrypt_fields,decrypt_fields,wrap_key,sign,ipo_list,ipo_refdata,
+		subscription_add,subscription_change,subscription_invalidate,subscription_query,funding_query,funding_confirm,
+		submit,invalidate,cancel,retry,wait,reconcile,repair}';
+	operator constant text[] := '{jwks,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset}';
+	-- what views and invoker functions of the level call
+	reader_internal constant text[] := '{_worker,_may_send,_stat_endpoint}';
+	names text[];
+	f regprocedure;
+BEGIN
+	IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+		RAISE insufficient_privilege USING MESSAGE = 'only a superuser can grant access to fini';
+	END IF;
+	CASE level
+		WHEN 'reader' THEN names := reader || reader_internal;
+		WHEN 'submitter' THEN names := reader || reader_internal || submitter;
+		WHEN 'operator' THEN names := reader || reader_internal || submitter || operator;
+		ELSE
+			RAISE invalid_parameter_value USING MESSAGE = format('there is no access level "%s"', level),
+				HINT = 'The levels are reader, submitter and operator, each including the one before.';
+	END CASE;
+	EXECUTE format('GRANT USAGE ON SCHEMA fini TO %s', role);
+	EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA fini TO %s', role);
+	FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'fini'::regnamespace AND p.proname = ANY (names) LOOP
+		EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', f, role);
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION fini.grant_access(regrole, text) IS 'grants a role the level reader, submitter or operator';
+
+REVOKE ALL ON SCHEMA fini FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA fini FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA fini FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA fini FROM PUBLIC;
+
+-- a worker that waits for the extension hears of it when this commits
+SELECT fini._wake();

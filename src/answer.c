@@ -1,0 +1,264 @@
+/*
+ * answer.c
+ *		Reading what the gateway answered.
+ */
+#include "postgres.h"
+
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+
+#include "answer.h"
+#include "compat.h"
+#include "envelope.h"
+
+/* shorter values blank out more than they protect */
+#define MIN_BLANKED		3
+
+static JsonbValue *find_field(JsonbContainer *object, const char *name);
+static char *scalar_text(const JsonbValue *value);
+static bool first_exception(JsonbContainer *object, const char **code, const char **message);
+static void blank_personal_values(char *text, JsonbContainer *container);
+static void blank(char *text, const char *value, int len);
+
+FiniAnswer *
+fini_answer_parse(const char *text, Size len)
+{
+	FiniAnswer *answer;
+	JsonbValue *data;
+	char	   *cursor;
+	char	   *code;
+	char	   *message;
+	Jsonb	   *json = fini_answer_to_jsonb(text, len);
+
+	if (json == NULL || !JB_ROOT_IS_OBJECT(json))
+		return NULL;
+	code = fini_answer_field(&json->root, "code");
+	if (code == NULL || strlen(code) >= FINI_MAX_CODE)
+		return NULL;
+
+	answer = palloc0(sizeof(FiniAnswer));
+	answer->json = json;
+	answer->code = code;
+	message = fini_answer_field(&json->root, "message");
+	answer->message = message != NULL ? message : "";
+	cursor = fini_answer_field(&json->root, "nextCursor");
+	if (cursor != NULL && cursor[0] != '\0' && strcmp(cursor, "0") != 0)
+		answer->next_cursor = cursor;
+	answer->exception = first_exception(&json->root, &answer->exception_code,
+										&answer->exception_message);
+	answer->entries = -1;
+	data = find_field(&json->root, "data");
+	if (data != NULL && data->type == jbvBinary && JsonContainerIsArray(data->val.binary.data) &&
+		!JsonContainerIsScalar(data->val.binary.data))
+	{
+		answer->data = data->val.binary.data;
+		answer->entries = JsonContainerSize(answer->data);
+	}
+	return answer;
+}
+
+bool
+fini_answer_object(const FiniAnswer *answer, int i, JsonbContainer **object)
+{
+	JsonbValue *value = getIthJsonbValueFromContainer(answer->data, i);
+
+	if (value == NULL || value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data))
+		return false;
+	*object = value->val.binary.data;
+	return true;
+}
+
+bool
+fini_answer_entry(const FiniAnswer *answer, int i, FiniAnswerEntry *entry)
+{
+	JsonbContainer *object;
+	char	   *number;
+
+	memset(entry, 0, sizeof(*entry));
+	entry->number = -1;
+	if (!fini_answer_object(answer, i, &object))
+		return false;
+
+	number = fini_answer_field(object, "requestID");
+	if (number != NULL && number[0] >= '1' && number[0] <= '9' &&
+		strlen(number) <= 6 && strspn(number, "0123456789") == strlen(number))
+		entry->number = atoi(number);
+	entry->record_id = fini_answer_field(object, "recordID");
+	if (entry->record_id != NULL &&
+		(entry->record_id[0] == '\0' || strlen(entry->record_id) > FINI_MAX_RECORD_ID))
+		entry->record_id = NULL;
+	entry->own_ref = fini_answer_field(object, "ownRef");
+	entry->rejected = first_exception(object, &entry->error_code, &entry->error_message);
+	return true;
+}
+
+char *
+fini_answer_field(JsonbContainer *object, const char *name)
+{
+	JsonbValue *value = find_field(object, name);
+
+	return value != NULL ? scalar_text(value) : NULL;
+}
+
+Jsonb *
+fini_answer_field_jsonb(JsonbContainer *object, const char *name)
+{
+	JsonbValue *value = find_field(object, name);
+
+	return value != NULL && value->type != jbvNull ? JsonbValueToJsonb(value) : NULL;
+}
+
+Jsonb *
+fini_answer_jsonb(JsonbContainer *object)
+{
+	JsonbValue	value;
+
+	value.type = jbvBinary;
+	value.val.binary.data = object;
+	value.val.binary.len = 0;	/* not looked at when it is iterated over */
+	return JsonbValueToJsonb(&value);
+}
+
+/*
+ * jsonb_in allocates memory and nothing else, so that its error can be caught
+ * without a subtransaction.  The error must not get out: it quotes the text.
+ */
+Jsonb *
+fini_answer_to_jsonb(const char *text, Size len)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Jsonb	   *volatile json = NULL;
+
+	/* an embedded NUL would hide what follows */
+	if (memchr(text, '\0', len) != NULL)
+		return NULL;
+	PG_TRY();
+	{
+		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		/* out of memory, a cancel: not the text's fault */
+		if (geterrcode() == ERRCODE_QUERY_CANCELED || geterrcode() == ERRCODE_OUT_OF_MEMORY ||
+			geterrcode() == ERRCODE_ADMIN_SHUTDOWN)
+			PG_RE_THROW();
+		FlushErrorState();
+		json = NULL;
+	}
+	PG_END_TRY();
+	return json;
+}
+
+char *
+fini_answer_clean_text(const char *text, JsonbContainer *entry)
+{
+	char	   *copy;
+
+	if (text == NULL)
+		return pstrdup("");
+	copy = pstrdup(text);
+	if (entry != NULL)
+		blank_personal_values(copy, entry);
+	copy[pg_mbcliplen(copy, strlen(copy), FINI_MAX_TEXT)] = '\0';
+	for (char *p = copy; *p != '\0'; p++)
+	{
+		if ((unsigned char) *p < ' ' || *p == 0x7f)
+			*p = ' ';
+	}
+	return copy;
+}
+
+static JsonbValue *
+find_field(JsonbContainer *object, const char *name)
+{
+	if (!JsonContainerIsObject(object))
+		return NULL;
+	return getKeyJsonValueFromContainer(object, name, strlen(name), NULL);
+}
+
+static char *
+scalar_text(const JsonbValue *value)
+{
+	switch (value->type)
+	{
+		case jbvString:
+			return pnstrdup(value->val.string.val, value->val.string.len);
+		case jbvNumeric:
+			return DatumGetCString(DirectFunctionCall1(numeric_out,
+													   NumericGetDatum(value->val.numeric)));
+		case jbvBool:
+			return pstrdup(value->val.boolean ? "true" : "false");
+		default:
+			return NULL;
+	}
+}
+
+/* is there an exception, and what does its first element say? */
+static bool
+first_exception(JsonbContainer *object, const char **code, const char **message)
+{
+	JsonbValue *list = find_field(object, "exception");
+	JsonbValue *first = list;
+
+	*code = *message = "";
+	if (list == NULL || list->type != jbvBinary)
+		return false;
+	if (JsonContainerIsArray(list->val.binary.data))
+	{
+		if (JsonContainerSize(list->val.binary.data) == 0)
+			return false;
+		first = getIthJsonbValueFromContainer(list->val.binary.data, 0);
+	}
+	if (first->type == jbvBinary && JsonContainerIsObject(first->val.binary.data))
+	{
+		char	   *text;
+
+		/* an empty object is how some answers say "nothing" */
+		if (JsonContainerSize(first->val.binary.data) == 0)
+			return false;
+		text = fini_answer_field(first->val.binary.data, "recordErrorCode");
+		if (text != NULL)
+		{
+			text[pg_mbcliplen(text, strlen(text), FINI_MAX_CODE - 1)] = '\0';
+			*code = text;
+		}
+		text = fini_answer_field(first->val.binary.data, "recordErrorMsg");
+		if (text != NULL)
+			*message = text;
+	}
+	return true;
+}
+
+/* overwrite each personal value of the container, at any depth, where it stands in the text */
+static void
+blank_personal_values(char *text, JsonbContainer *container)
+{
+	JsonbIterator *it = JsonbIteratorInit(container);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	bool		personal = false;
+
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			personal = fini_envelope_is_personal(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE && personal && value.type == jbvString &&
+				 value.val.string.len >= MIN_BLANKED)
+			blank(text, value.val.string.val, value.val.string.len);
+	}
+}
+
+static void
+blank(char *text, const char *value, int len)
+{
+	char	   *needle = pnstrdup(value, len);
+
+	for (char *at = strstr(text, needle); at != NULL; at = strstr(at + len, needle))
+		memset(at, '*', len);
+	pfree(needle);
+}

@@ -1,0 +1,71 @@
+/*
+ * answer.h
+ *		Reading what the gateway answered (protocol.md section 4).
+ *
+ * Everything found lives in the memory context that was current when the
+ * answer was parsed.  Nothing here raises an error for what the gateway sent:
+ * an answer that cannot be read is one of the cases to be told apart.
+ */
+#ifndef FINI_ANSWER_H
+#define FINI_ANSWER_H
+
+#include "postgres.h"
+
+#include "utils/jsonb.h"
+
+#define FINI_MAX_CODE		32
+#define FINI_MAX_TEXT		400		/* bytes of a gateway's message that we keep */
+#define FINI_MAX_RECORD_ID	64
+
+typedef struct FiniAnswer
+{
+	Jsonb	   *json;			/* the whole answer; an object */
+	const char *code;			/* never NULL */
+	const char *message;		/* never NULL */
+	const char *next_cursor;	/* NULL: no further page */
+	bool		exception;		/* the whole request was rejected */
+	const char *exception_code;
+	const char *exception_message;
+	int			entries;		/* elements of data, when it is an array; -1 otherwise */
+	JsonbContainer *data;		/* the array, or NULL */
+} FiniAnswer;
+
+typedef struct FiniAnswerEntry
+{
+	int			number;			/* its requestID; -1 when it has none of use */
+	const char *record_id;		/* NULL when absent or no plausible identifier */
+	const char *own_ref;
+	bool		rejected;
+	const char *error_code;
+	const char *error_message;
+} FiniAnswerEntry;
+
+/* JSON text in the database encoding; NULL when it is no JSON object with a code */
+extern FiniAnswer *fini_answer_parse(const char *text, Size len);
+
+/* element i of data as an object; false when it is none */
+extern bool fini_answer_object(const FiniAnswer *answer, int i, JsonbContainer **object);
+
+/* element i of an answer to add, change, invalidate or confirm */
+extern bool fini_answer_entry(const FiniAnswer *answer, int i, FiniAnswerEntry *entry);
+
+/* a field of an object as text: string, number or boolean; NULL when absent, null or composite */
+extern char *fini_answer_field(JsonbContainer *object, const char *name);
+
+/* a field of an object as jsonb; NULL when absent or null */
+extern Jsonb *fini_answer_field_jsonb(JsonbContainer *object, const char *name);
+
+/* the object itself as jsonb */
+extern Jsonb *fini_answer_jsonb(JsonbContainer *object);
+
+/* JSON text to jsonb, or NULL: raises nothing for what the text says */
+extern Jsonb *fini_answer_to_jsonb(const char *text, Size len);
+
+/*
+ * A gateway's text for tables, logs and messages: clipped, control characters
+ * replaced, and every personal value of the entry it speaks of blanked out.
+ * entry may be NULL.
+ */
+extern char *fini_answer_clean_text(const char *text, JsonbContainer *entry);
+
+#endif							/* FINI_ANSWER_H */

@@ -1,0 +1,82 @@
+/*
+ * compat.h
+ *		Every difference between the supported PostgreSQL majors (15 to 18).
+ *
+ * No other file tests PG_VERSION_NUM.
+ */
+#ifndef FINI_COMPAT_H
+#define FINI_COMPAT_H
+
+#include "postgres.h"
+
+#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
+#error "fini supports PostgreSQL 15 to 18"
+#endif
+
+/*
+ * Memory that the settings machinery frees: its own allocator is for it
+ * alone before 16, and malloc underneath.
+ */
+#include "utils/guc.h"
+
+#if PG_VERSION_NUM >= 160000
+#define fini_compat_guc_malloc(size)	guc_malloc(LOG, (size))
+#else
+#define fini_compat_guc_malloc(size)	malloc(size)
+#endif
+
+/* A wait-event set that lives until FreeWaitEventSet. */
+#include "storage/latch.h"
+#include "utils/memutils.h"
+
+#if PG_VERSION_NUM >= 170000
+#define fini_compat_wait_event_set(nevents)	CreateWaitEventSet(NULL, (nevents))
+#else
+#define fini_compat_wait_event_set(nevents)	CreateWaitEventSet(TopMemoryContext, (nevents))
+#endif
+
+/*
+ * JSON parser (json.c): its callbacks return a result from 16 on, and may pass
+ * errors through it; the lexer can be given memory from 17 on.
+ */
+#if PG_VERSION_NUM >= 160000
+#define FINI_JSON_ACTION_RESULT JsonParseErrorType
+#define FINI_JSON_ACTION_RETURN return JSON_SUCCESS
+#else
+#define FINI_JSON_ACTION_RESULT void
+#define FINI_JSON_ACTION_RETURN return
+#endif
+#if PG_VERSION_NUM >= 170000
+#define fini_compat_json_lexer(json, len, encoding) \
+	makeJsonLexContextCstringLen(NULL, (json), (len), (encoding), false)
+#else
+#define fini_compat_json_lexer(json, len, encoding) \
+	makeJsonLexContextCstringLen(unconstify(char *, (json)), (len), (encoding), false)
+#endif
+
+/* VARDATA_ANY and its kin left postgres.h with 16. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* Does the current user own the relation? */
+#include "catalog/pg_class.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+
+#if PG_VERSION_NUM >= 160000
+#define fini_compat_owns_relation(relid)	object_ownercheck(RelationRelationId, (relid), GetUserId())
+#else
+#define fini_compat_owns_relation(relid)	pg_class_ownercheck((relid), GetUserId())
+#endif
+
+/* This process's number among all, by which others find its latch. */
+#include "storage/proc.h"
+
+#if PG_VERSION_NUM >= 170000
+#define fini_compat_my_proc_number()		MyProcNumber
+#else
+#define fini_compat_my_proc_number()		(MyProc->pgprocno)
+#endif
+
+#endif							/* FINI_COMPAT_H */

@@ -1,0 +1,365 @@
+/*
+ * direct.c
+ *		The direct calls: SQL functions that call the gateway from their session.
+ *
+ * They run in their caller's transaction, which stays open while they wait;
+ * the documentation says so.  Calls that only read work as soon as token and
+ * key are to be had.  Calls that change something at FINI need the cluster to
+ * be armed.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+
+#include "call.h"
+#include "compat.h"
+#include "direct.h"
+#include "entry.h"
+#include "error.h"
+#include "identity.h"
+#include "outbox.h"
+#include "query.h"
+
+#define IPO_PAGE		100
+
+PG_FUNCTION_INFO_V1(fini_sql_ipo_list);
+PG_FUNCTION_INFO_V1(fini_sql_ipo_refdata);
+PG_FUNCTION_INFO_V1(fini_sql_subscription_query);
+PG_FUNCTION_INFO_V1(fini_sql_funding_query);
+PG_FUNCTION_INFO_V1(fini_sql_call);
+
+typedef void (*PageRow) (ReturnSetInfo *rsinfo, JsonbContainer *record);
+typedef FiniCall *(*PageCall) (void *arg, const char *cursor);
+
+typedef struct SubscriptionPage
+{
+	char	   *ipo_id;
+	int			n;
+	char	  **record_ids;
+	char	   *status;
+} SubscriptionPage;
+
+static void each_page(FunctionCallInfo fcinfo, PageCall make, void *arg, PageRow put);
+static FiniCall *ipo_page(void *arg, const char *cursor);
+static FiniCall *subscription_page(void *arg, const char *cursor);
+static FiniCall *funding_page(void *arg, const char *cursor);
+static void put_ipo(ReturnSetInfo *rsinfo, JsonbContainer *record);
+static void put_subscription(ReturnSetInfo *rsinfo, JsonbContainer *record);
+static void put_funding(ReturnSetInfo *rsinfo, JsonbContainer *record);
+static Datum text_or_null(const char *text, bool *isnull);
+static Datum numeric_or_null(const char *text, bool *isnull);
+
+FiniSlotShared *
+fini_direct_begin(void)
+{
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("fini cannot call the gateway during recovery"),
+				 errhint("Call it on the primary.")));
+	return fini_shared_require_slot();
+}
+
+void
+fini_direct_require_armed(void)
+{
+	FiniIdentity saved;
+	bool		armed;
+	bool		paused;
+
+	SPI_connect();
+	fini_identity_enter_extension(&saved);
+	fini_outbox_may_send(&armed, &paused);
+	fini_identity_leave(&saved);
+	SPI_finish();
+	if (!armed)
+		ereport(ERROR,
+				(errcode(FINI_ERRCODE_NOT_ARMED),
+				 errmsg("this cluster is not armed: nothing may be changed at FINI from here"),
+				 errdetail("A restored or upgraded copy starts disarmed, so that it cannot submit real applications."),
+				 errhint("If this cluster is meant to submit, call fini.arm().")));
+}
+
+void
+fini_direct_perform(FiniCall *call, FiniSlotShared *slot)
+{
+	fini_call_perform(call, slot);
+	if (call->verdict != FINI_VERDICT_PROCESSED)
+		fini_call_raise(call);
+}
+
+Datum
+fini_sql_ipo_list(PG_FUNCTION_ARGS)
+{
+	each_page(fcinfo, ipo_page, NULL, put_ipo);
+	return (Datum) 0;
+}
+
+Datum
+fini_sql_ipo_refdata(PG_FUNCTION_ARGS)
+{
+	char	   *ipo_id = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	FiniSlotShared *slot = fini_direct_begin();
+	MemoryContext into = CurrentMemoryContext;
+	FiniCall   *call;
+	JsonbValue *data;
+	Jsonb	   *json;
+
+	call = fini_call_create(FINI_ENDPOINT_IPO_REFDATA,
+							psprintf("%s?ipoID=%s", fini_endpoint(FINI_ENDPOINT_IPO_REFDATA)->path,
+									 fini_call_url_encode(ipo_id)));
+	fini_direct_perform(call, slot);
+	MemoryContextSwitchTo(into);
+	data = getKeyJsonValueFromContainer(&call->answer->json->root, "data", 4, NULL);
+	json = data != NULL && data->type != jbvNull ? JsonbValueToJsonb(data) : NULL;
+	fini_call_free(call);
+	if (json == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_JSONB_P(json);
+}
+
+Datum
+fini_sql_subscription_query(PG_FUNCTION_ARGS)
+{
+	SubscriptionPage page = {0};
+	char	  **record_ids = NULL;
+	int			n = 0;
+
+	if (!PG_ARGISNULL(0))
+		page.ipo_id = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	if (!PG_ARGISNULL(1))
+		record_ids = fini_direct_texts(PG_GETARG_ARRAYTYPE_P(1), "record_ids", &n);
+	if (!PG_ARGISNULL(2))
+		page.status = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	if (page.ipo_id == NULL && PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("an ipo_id or record_ids are needed"),
+				 errhint("Name the IPO, or the records to look for.")));
+
+	if (PG_ARGISNULL(1))
+	{
+		each_page(fcinfo, subscription_page, &page, put_subscription);
+		return (Datum) 0;
+	}
+	if (n == 0)
+		InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < n; i += FINI_QUERY_PAGE)
+	{
+		page.record_ids = record_ids + i;
+		page.n = Min(FINI_QUERY_PAGE, n - i);
+		each_page(fcinfo, subscription_page, &page, put_subscription);
+	}
+	return (Datum) 0;
+}
+
+Datum
+fini_sql_funding_query(PG_FUNCTION_ARGS)
+{
+	each_page(fcinfo, funding_page, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)), put_funding);
+	return (Datum) 0;
+}
+
+Datum
+fini_sql_call(PG_FUNCTION_ARGS)
+{
+	FiniSlotShared *slot = fini_direct_begin();
+	MemoryContext into = CurrentMemoryContext;
+	char	   *path;
+	bool		sealed;
+	FiniEndpointId endpoint;
+	FiniCall   *call;
+	Jsonb	   *json;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("the path must not be null")));
+	path = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	sealed = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
+	if (path[0] != '/' || strpbrk(path, " \t\r\n#\\") != NULL || strstr(path, "//") != NULL || strstr(path, "..") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" is no path of the gateway", path),
+				 errhint("Give the path as in /api/ipos/list/v1?size=5&nextCursor=0.")));
+	if (sealed && PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a sealed call needs a body")));
+
+	endpoint = fini_endpoint_of_path(path);
+	if (!PG_ARGISNULL(1) && fini_endpoint(endpoint)->changes)
+		fini_direct_require_armed();
+
+	call = fini_call_create(endpoint, path);
+	call->sealed = sealed;
+	if (!PG_ARGISNULL(1))
+	{
+		char	   *body = JsonbToCString(NULL, &PG_GETARG_JSONB_P(1)->root, VARSIZE(PG_GETARG_JSONB_P(1)));
+		MemoryContext old = MemoryContextSwitchTo(call->context);
+
+		call->payload = fini_buffer_create(strlen(body) + 1);
+		fini_buffer_append(call->payload, body, strlen(body));
+		MemoryContextSwitchTo(old);
+	}
+	fini_direct_perform(call, slot);
+	MemoryContextSwitchTo(into);
+	json = (Jsonb *) PG_DETOAST_DATUM_COPY(JsonbPGetDatum(call->answer->json));
+	fini_call_free(call);
+	PG_RETURN_JSONB_P(json);
+}
+
+char **
+fini_direct_texts(ArrayType *array, const char *what, int *n)
+{
+	Datum	   *values;
+	bool	   *nulls;
+	char	  **texts;
+
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls, n);
+	texts = palloc(sizeof(char *) * Max(1, *n));
+	for (int i = 0; i < *n; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("%s must not contain nulls", what)));
+		texts[i] = TextDatumGetCString(values[i]);
+	}
+	return texts;
+}
+
+/* from the first page to the last, each in a context of its own */
+static void
+each_page(FunctionCallInfo fcinfo, PageCall make, void *arg, PageRow put)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	FiniSlotShared *slot = fini_direct_begin();
+	MemoryContext outer = CurrentMemoryContext;
+	char	   *cursor = NULL;
+
+	if (rsinfo->setResult == NULL)
+		InitMaterializedSRF(fcinfo, 0);
+	do
+	{
+		FiniCall   *call = make(arg, cursor);
+		char	   *next;
+
+		fini_direct_perform(call, slot);
+		MemoryContextSwitchTo(call->attempt);
+		if (call->answer->entries < 0 && fini_answer_field_jsonb(&call->answer->json->root, "data") != NULL)
+			fini_call_raise(call);
+		for (int i = 0; i < call->answer->entries; i++)
+		{
+			JsonbContainer *record;
+
+			if (!fini_answer_object(call->answer, i, &record))
+				fini_call_raise(call);
+			put(rsinfo, record);
+		}
+		MemoryContextSwitchTo(outer);
+		next = call->answer->next_cursor != NULL ? pstrdup(call->answer->next_cursor) : NULL;
+		if (next != NULL && (fini_query_cursor_stuck(cursor, next) || call->answer->entries <= 0))
+			ereport(ERROR,
+					(errcode(FINI_ERRCODE_UNREADABLE),
+					 errmsg("the pages of %s do not end", fini_endpoint(call->endpoint)->name),
+					 errdetail("The gateway's next cursor does not lead to a next page.")));
+		fini_call_free(call);
+		cursor = next;
+	} while (cursor != NULL);
+}
+
+static FiniCall *
+ipo_page(void *arg, const char *cursor)
+{
+	return fini_call_create(FINI_ENDPOINT_IPO_LIST,
+							psprintf("%s?size=%d&nextCursor=%s", fini_endpoint(FINI_ENDPOINT_IPO_LIST)->path,
+									 IPO_PAGE, cursor != NULL ? fini_call_url_encode(cursor) : "0"));
+}
+
+static FiniCall *
+subscription_page(void *arg, const char *cursor)
+{
+	SubscriptionPage *page = arg;
+
+	return fini_query_page(page->ipo_id, page->n, page->record_ids, page->status, cursor);
+}
+
+static FiniCall *
+funding_page(void *arg, const char *cursor)
+{
+	return fini_query_funding_page(arg, cursor);
+}
+
+static void
+put_ipo(ReturnSetInfo *rsinfo, JsonbContainer *record)
+{
+	Datum		values[5];
+	bool		nulls[5] = {false};
+
+	values[0] = text_or_null(fini_answer_field(record, "ipoID"), &nulls[0]);
+	values[1] = text_or_null(fini_answer_field(record, "stkCode"), &nulls[1]);
+	values[2] = text_or_null(fini_answer_field(record, "isin"), &nulls[2]);
+	values[3] = text_or_null(fini_answer_field(record, "status"), &nulls[3]);
+	values[4] = JsonbPGetDatum(fini_answer_jsonb(record));
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+static void
+put_subscription(ReturnSetInfo *rsinfo, JsonbContainer *record)
+{
+	Datum		values[7];
+	bool		nulls[7] = {false};
+	Jsonb	   *id_list = fini_answer_field_jsonb(record, "idList");
+
+	values[0] = text_or_null(fini_answer_field(record, "recordID"), &nulls[0]);
+	values[1] = text_or_null(fini_answer_field(record, "ipoID"), &nulls[1]);
+	values[2] = text_or_null(fini_answer_field(record, "ownRef"), &nulls[2]);
+	values[3] = numeric_or_null(fini_answer_field(record, "appQuantity"), &nulls[3]);
+	values[4] = text_or_null(fini_answer_field(record, "subFlowStatus"), &nulls[4]);
+	nulls[5] = id_list == NULL;
+	values[5] = JsonbPGetDatum(id_list);
+	values[6] = JsonbPGetDatum(fini_answer_jsonb(record));
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+static void
+put_funding(ReturnSetInfo *rsinfo, JsonbContainer *record)
+{
+	Datum		values[4];
+	bool		nulls[4] = {false};
+
+	values[0] = text_or_null(fini_answer_field(record, "transactionRef"), &nulls[0]);
+	values[1] = text_or_null(fini_answer_field(record, "ipoID"), &nulls[1]);
+	values[2] = text_or_null(fini_answer_field(record, "preFundingStatus"), &nulls[2]);
+	values[3] = JsonbPGetDatum(fini_answer_jsonb(record));
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+static Datum
+text_or_null(const char *text, bool *isnull)
+{
+	*isnull = text == NULL;
+	return text != NULL ? CStringGetTextDatum(text) : (Datum) 0;
+}
+
+/* a plain decimal number; what is none stays visible in raw */
+static Datum
+numeric_or_null(const char *text, bool *isnull)
+{
+	*isnull = text == NULL || text[0] == '\0' || strlen(text) > 100 || strspn(text, "0123456789.") != strlen(text) ||
+		strchr(text, '.') != strrchr(text, '.') || strspn(text, ".") == strlen(text);
+	if (*isnull)
+		return (Datum) 0;
+	return DirectFunctionCall3(numeric_in, CStringGetDatum(text), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+}

@@ -1,0 +1,369 @@
+/*
+ * direct_change.c
+ *		The direct calls that change something at FINI: subscription_add, _change,
+ *		_invalidate and funding_confirm.
+ *
+ * Any number of entries, in requests of up to fini.batch_size; one row for
+ * each entry, in order.  A failure of the first request is an error.  Once a
+ * request has been processed, an error would take the record IDs of its
+ * entries away from the caller: then the entries of the request that failed,
+ * and of those not sent any more, come back as rows with an error code.
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+
+#include "call.h"
+#include "compat.h"
+#include "direct.h"
+#include "entry.h"
+#include "error.h"
+#include "json.h"
+#include "settings.h"
+
+PG_FUNCTION_INFO_V1(fini_sql_subscription_add);
+PG_FUNCTION_INFO_V1(fini_sql_subscription_change);
+PG_FUNCTION_INFO_V1(fini_sql_subscription_invalidate);
+PG_FUNCTION_INFO_V1(fini_sql_funding_confirm);
+
+/* one entry of the caller's, and how it ended */
+typedef struct Entry
+{
+	const char *members;		/* JSON members without braces and requestID */
+	const char *key;			/* ownRef, or transactionRef: what an answer without number is matched by */
+	const char *record_id;		/* what was to be changed */
+	JsonbContainer *object;		/* as given; NULL when it was no object */
+	bool		done;
+	const char *request_id;
+	const char *new_record_id;
+	const char *status;
+	const char *error_code;
+	const char *error_message;
+} Entry;
+
+static int	entries_of_jsonb(Jsonb *json, bool need_record_id, Entry **entries);
+static void run(FiniEndpointId endpoint, int n, Entry *entries);
+static FiniCall *build(FiniEndpointId endpoint, int n, Entry *entries);
+static void take(FiniCall *call, int n, Entry *entries);
+static void fail_rest(FiniCall *call, int from, int sent, int n, Entry *entries);
+static void return_subscriptions(FunctionCallInfo fcinfo, int n, const Entry *entries);
+static Datum text_or_null(const char *text, bool *isnull);
+
+Datum
+fini_sql_subscription_add(PG_FUNCTION_ARGS)
+{
+	Entry	   *entries;
+	int			n = entries_of_jsonb(PG_GETARG_JSONB_P(0), false, &entries);
+
+	run(FINI_ENDPOINT_ADD, n, entries);
+	return_subscriptions(fcinfo, n, entries);
+	return (Datum) 0;
+}
+
+Datum
+fini_sql_subscription_change(PG_FUNCTION_ARGS)
+{
+	Entry	   *entries;
+	int			n = entries_of_jsonb(PG_GETARG_JSONB_P(0), true, &entries);
+
+	run(FINI_ENDPOINT_CHANGE, n, entries);
+	return_subscriptions(fcinfo, n, entries);
+	return (Datum) 0;
+}
+
+Datum
+fini_sql_subscription_invalidate(PG_FUNCTION_ARGS)
+{
+	int			n;
+	char	  **record_ids = fini_direct_texts(PG_GETARG_ARRAYTYPE_P(0), "record_ids", &n);
+	Entry	   *entries = palloc0(sizeof(Entry) * Max(1, n));
+
+	for (int i = 0; i < n; i++)
+	{
+		FiniBuffer *members = fini_buffer_create(64);
+
+		fini_entry_append(members, "recordID", record_ids[i]);
+		entries[i].members = members->data;
+		entries[i].record_id = record_ids[i];
+	}
+	run(FINI_ENDPOINT_INVALIDATE, n, entries);
+	return_subscriptions(fcinfo, n, entries);
+	return (Datum) 0;
+}
+
+Datum
+fini_sql_funding_confirm(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	int			n;
+	char	  **refs = fini_direct_texts(PG_GETARG_ARRAYTYPE_P(0), "transaction_refs", &n);
+	char	   *status = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	Entry	   *entries = palloc0(sizeof(Entry) * Max(1, n));
+
+	if (strcmp(status, "20") != 0 && strcmp(status, "30") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" is no status that funding can be given", status),
+				 errhint("20 confirms, 30 rejects.")));
+	for (int i = 0; i < n; i++)
+	{
+		FiniBuffer *members = fini_buffer_create(96);
+
+		fini_entry_append(members, "transactionRef", refs[i]);
+		fini_entry_append(members, "preFundingStatus", status);
+		entries[i].members = members->data;
+		entries[i].key = refs[i];
+	}
+	run(FINI_ENDPOINT_FUNDING_CONFIRM, n, entries);
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < n; i++)
+	{
+		Datum		values[4];
+		bool		nulls[4];
+
+		values[0] = text_or_null(entries[i].key, &nulls[0]);
+		values[1] = text_or_null(entries[i].error_code == NULL && entries[i].status == NULL ? status : entries[i].status, &nulls[1]);
+		values[2] = text_or_null(entries[i].error_code, &nulls[2]);
+		values[3] = text_or_null(entries[i].error_message, &nulls[3]);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* an array of objects; requestID is ours to give, recordID only where a record is changed */
+static int
+entries_of_jsonb(Jsonb *json, bool need_record_id, Entry **entries)
+{
+	int			n;
+
+	if (!JB_ROOT_IS_ARRAY(json) || JB_ROOT_IS_SCALAR(json))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the entries must be a JSON array of objects"),
+				 errhint("Each entry is an object with FINI's fields: ipoID, idList, appQuantity, firmID, ownRef.")));
+	n = (int) JB_ROOT_COUNT(json);
+	*entries = palloc0(sizeof(Entry) * Max(1, n));
+	for (int i = 0; i < n; i++)
+	{
+		Entry	   *entry = &(*entries)[i];
+		JsonbValue *value = getIthJsonbValueFromContainer(&json->root, i);
+		JsonbIterator *it;
+		JsonbIteratorToken token;
+		JsonbValue	member;
+		FiniBuffer *members = fini_buffer_create(512);
+		char	   *name = NULL;
+
+		if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("entry %d is not a JSON object", i + 1)));
+		entry->object = value->val.binary.data;
+		entry->key = fini_answer_field(entry->object, "ownRef");
+		entry->record_id = fini_answer_field(entry->object, "recordID");
+		if (need_record_id && entry->record_id == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("entry %d has no recordID", i + 1),
+					 errhint("A change names the record that it changes.")));
+
+		it = JsonbIteratorInit(entry->object);
+		while ((token = JsonbIteratorNext(&it, &member, true)) != WJB_DONE)
+		{
+			if (token == WJB_KEY)
+				name = pnstrdup(member.val.string.val, member.val.string.len);
+			else if (token == WJB_VALUE && strcmp(name, "requestID") != 0)
+			{
+				Jsonb	   *one = JsonbValueToJsonb(&member);
+				char	   *text = JsonbToCString(NULL, &one->root, VARSIZE(one));
+
+				if (members->len > 0)
+					fini_buffer_append(members, ",", 1);
+				fini_json_append_string(members, name, strlen(name));
+				fini_buffer_append(members, ":", 1);
+				fini_buffer_append(members, text, strlen(text));
+			}
+		}
+		if (entry->object != NULL && fini_answer_field(entry->object, "firmID") == NULL &&
+			getKeyJsonValueFromContainer(entry->object, "firmID", 6, NULL) == NULL)
+			fini_entry_append(members, "firmID", fini_guc_firm_id);
+		entry->members = members->data;
+	}
+	return n;
+}
+
+static void
+run(FiniEndpointId endpoint, int n, Entry *entries)
+{
+	FiniSlotShared *slot = fini_direct_begin();
+
+	fini_direct_require_armed();
+	for (int from = 0; from < n; from += fini_guc_batch_size)
+	{
+		int			count = Min(fini_guc_batch_size, n - from);
+		FiniCall   *call = build(endpoint, count, entries + from);
+
+		if (from == 0)
+			fini_direct_perform(call, slot);
+		else
+		{
+			MemoryContext old = CurrentMemoryContext;
+
+			PG_TRY();
+			{
+				fini_call_perform(call, slot);
+			}
+			PG_CATCH();
+			{
+				/* what was done before is worth more than the error; a cancel is a cancel */
+				if (geterrcode() == ERRCODE_QUERY_CANCELED || geterrcode() == ERRCODE_ADMIN_SHUTDOWN ||
+					ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_TO_CATEGORY(FINI_ERRCODE_THROTTLED))
+					PG_RE_THROW();
+				MemoryContextSwitchTo(old);
+				strlcpy(call->code, "not_sent", sizeof(call->code));
+				strlcpy(call->message, "no token or no room under the throttle for this request", sizeof(call->message));
+				call->verdict = FINI_VERDICT_LATER;
+				FlushErrorState();
+				ConditionVariableCancelSleep();
+			}
+			PG_END_TRY();
+			if (call->verdict != FINI_VERDICT_PROCESSED)
+			{
+				fail_rest(call, from, count, n, entries);
+				fini_call_free(call);
+				return;
+			}
+		}
+		take(call, count, entries + from);
+		fini_call_free(call);
+	}
+}
+
+static FiniCall *
+build(FiniEndpointId endpoint, int n, Entry *entries)
+{
+	FiniCall   *call = fini_call_create(endpoint, NULL);
+	MemoryContext old = MemoryContextSwitchTo(call->context);
+
+	call->entries = n;
+	call->payload = fini_buffer_create(64 + (Size) n * 512);
+	fini_buffer_append(call->payload, "{\"data\":[", 9);
+	for (int i = 0; i < n; i++)
+	{
+		if (i > 0)
+			fini_buffer_append(call->payload, ",", 1);
+		fini_buffer_append(call->payload, "{", 1);
+		if (call->sealed)
+		{
+			char		number[32];
+
+			fini_buffer_append(call->payload, number, snprintf(number, sizeof(number), "\"requestID\":\"%d\",", i + 1));
+		}
+		fini_buffer_append(call->payload, entries[i].members, strlen(entries[i].members));
+		fini_buffer_append(call->payload, "}", 1);
+	}
+	fini_buffer_append(call->payload, "]}", 2);
+	MemoryContextSwitchTo(old);
+	return call;
+}
+
+/* match the answer's entries to ours: by number, else by key; what it leaves out is unknown */
+static void
+take(FiniCall *call, int n, Entry *entries)
+{
+	const char *request_id = call->sealed ? pstrdup(call->request_id) : NULL;
+
+	for (int i = 0; i < call->answer->entries; i++)
+	{
+		FiniAnswerEntry answer;
+		JsonbContainer *object;
+		Entry	   *entry = NULL;
+
+		if (!fini_answer_entry(call->answer, i, &answer) || !fini_answer_object(call->answer, i, &object))
+			continue;
+		if (answer.number >= 1 && answer.number <= n)
+			entry = &entries[answer.number - 1];
+		else if (answer.number < 0)
+		{
+			const char *key = call->endpoint == FINI_ENDPOINT_FUNDING_CONFIRM ?
+				fini_answer_field(object, "transactionRef") : answer.own_ref;
+
+			for (int j = 0; j < n && key != NULL && entry == NULL; j++)
+			{
+				if (!entries[j].done && entries[j].key != NULL && strcmp(entries[j].key, key) == 0)
+					entry = &entries[j];
+			}
+		}
+		if (entry == NULL || entry->done)
+			continue;
+		if (!answer.rejected && answer.record_id == NULL && call->endpoint == FINI_ENDPOINT_ADD)
+			continue;
+		entry->done = true;
+		if (entry->key == NULL)
+			entry->key = answer.own_ref;
+		entry->status = fini_answer_field(object, "preFundingStatus");
+		if (answer.rejected)
+		{
+			entry->error_code = answer.error_code[0] != '\0' ? pstrdup(answer.error_code) : "rejected";
+			entry->error_message = fini_answer_clean_text(answer.error_message, entry->object);
+		}
+		else
+			entry->new_record_id = answer.record_id != NULL ? pstrdup(answer.record_id) : entry->record_id;
+	}
+	for (int i = 0; i < n; i++)
+	{
+		entries[i].request_id = request_id;
+		if (!entries[i].done)
+		{
+			entries[i].error_code = "unknown";
+			entries[i].error_message = "the answer does not account for this entry; find out by a query before sending it again";
+		}
+	}
+}
+
+/* entries [from, from + sent) were in the request that failed, those behind it were not sent */
+static void
+fail_rest(FiniCall *call, int from, int sent, int n, Entry *entries)
+{
+	bool		doubt = call->verdict == FINI_VERDICT_DOUBT;
+
+	for (int i = from; i < n; i++)
+	{
+		bool		tried = i < from + sent;
+
+		entries[i].request_id = tried && call->sealed ? pstrdup(call->request_id) : NULL;
+		entries[i].error_code = !tried ? "not_sent" : doubt ? "unknown" : pstrdup(call->code);
+		entries[i].error_message = !tried ? "not sent, because a request before it failed" :
+			psprintf("%s%s", call->message, doubt ? "; find out by a query before sending it again" : "");
+	}
+}
+
+static void
+return_subscriptions(FunctionCallInfo fcinfo, int n, const Entry *entries)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < n; i++)
+	{
+		Datum		values[5];
+		bool		nulls[5];
+
+		values[0] = text_or_null(entries[i].request_id, &nulls[0]);
+		values[1] = text_or_null(entries[i].key, &nulls[1]);
+		values[2] = text_or_null(entries[i].new_record_id != NULL ? entries[i].new_record_id : entries[i].record_id, &nulls[2]);
+		values[3] = text_or_null(entries[i].error_code, &nulls[3]);
+		values[4] = text_or_null(entries[i].error_message, &nulls[4]);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+}
+
+static Datum
+text_or_null(const char *text, bool *isnull)
+{
+	*isnull = text == NULL;
+	return text != NULL ? CStringGetTextDatum(text) : (Datum) 0;
+}

@@ -1,0 +1,34 @@
+/*
+ * encoding.h
+ *		Between the database encoding and UTF-8, which all of FINI speaks.
+ *
+ * PostgreSQL's own conversion calls raise errors that print the bytes in
+ * question, and personal data belongs in no error; these report by result.
+ *
+ * In a database that is neither UTF8 nor SQL_ASCII the first call of either
+ * function in a process looks the conversion up and must be made inside a
+ * transaction; later calls may be made anywhere.
+ */
+#ifndef FINI_ENCODING_H
+#define FINI_ENCODING_H
+
+#include "postgres.h"
+
+#include "secret.h"
+
+/*
+ * Text of the database in UTF-8: src itself when there is nothing to convert,
+ * else a secret of CurrentMemoryContext.  NULL when a character has no
+ * equivalent (or, in an SQL_ASCII database, when it is not UTF-8).
+ */
+extern const char *fini_encoding_to_utf8(const char *src, Size len, Size *utf8_len);
+
+/*
+ * The same the other way, for valid UTF-8.
+ */
+extern const char *fini_encoding_from_utf8(const char *utf8, Size len, Size *text_len);
+
+/* is it UTF-8 without NUL? */
+extern bool fini_encoding_is_utf8(const char *bytes, Size len);
+
+#endif							/* FINI_ENCODING_H */

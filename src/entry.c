@@ -1,0 +1,274 @@
+/*
+ * entry.c
+ *		From a row to an entry.
+ *
+ * Locally refused is only what cannot be an application at all, so that FINI
+ * would have to refuse it too, or what would harm the other entries of its
+ * batch.  The codes are words: FINI's own are numbers.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/jsonb.h"
+
+#include "answer.h"
+#include "compat.h"
+#include "encoding.h"
+#include "entry.h"
+#include "json.h"
+#include "settings.h"
+
+#define MAX_IPO_ID		20
+#define MAX_QUANTITY	18		/* digits */
+
+static void append_field(FiniField *field, const char *text, FiniRow *row);
+static void append_applicant(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
+static void append_id_list(const char *text, FiniRow *row);
+static void append_extra(const char *text, FiniRow *row);
+static void append_quantity(const char *text, FiniRow *row);
+static void append_raw(FiniBuffer *dst, const char *name, const char *json);
+static bool is_list_of_objects(Jsonb *json);
+static void problem(FiniRow *row, const char *code, const char *text);
+
+void
+fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
+{
+	ListCell   *cell;
+	int			column = 0;
+	bool		has_quantity = false;
+
+	row->found = true;
+	row->entry = fini_buffer_create(512);
+	row->ipo_id = "";
+	foreach(cell, source->fields)
+	{
+		FiniField  *field = lfirst(cell);
+		char	   *text = SPI_getvalue(tuple, desc, ++column);
+
+		switch (field->kind)
+		{
+			case FINI_FIELD_IPO_ID:
+				row->ipo_id = text != NULL ? text : "";
+				append_field(field, text, row);
+				break;
+			case FINI_FIELD_PERSONAL:
+			case FINI_FIELD_ID_LIST:
+				break;			/* together, below */
+			case FINI_FIELD_QUANTITY:
+				has_quantity = true;
+				append_quantity(text, row);
+				break;
+			case FINI_FIELD_EXTRA:
+				if (text != NULL)
+					append_extra(text, row);
+				break;
+			case FINI_FIELD_FIRM_ID:
+				fini_entry_append(row->entry, "firmID", text != NULL ? text : fini_guc_firm_id);
+				break;
+			default:
+				append_field(field, text, row);
+				break;
+		}
+	}
+	append_applicant(source, tuple, desc, row);
+	if (!has_quantity)
+		append_quantity(NULL, row);
+
+	if (row->problem == NULL)
+	{
+		Size		len;
+
+		/* one character that cannot be sent must not hold up a whole batch */
+		if (fini_encoding_to_utf8(row->entry->data, row->entry->len, &len) == NULL)
+			problem(row, "bad_encoding", "a character of the row has no equivalent in UTF-8");
+	}
+}
+
+void
+fini_entry_append(FiniBuffer *dst, const char *name, const char *value)
+{
+	if (dst->len > 0)
+		fini_buffer_append(dst, ",", 1);
+	fini_json_append_string(dst, name, strlen(name));
+	fini_buffer_append(dst, ":", 1);
+	if (value == NULL)
+		fini_buffer_append(dst, "null", 4);
+	else
+		fini_json_append_string(dst, value, strlen(value));
+}
+
+void
+fini_entry_append_raw(FiniBuffer *dst, const char *name, const FiniBuffer *inner, char open, char close)
+{
+	if (dst->len > 0)
+		fini_buffer_append(dst, ",", 1);
+	fini_json_append_string(dst, name, strlen(name));
+	fini_buffer_append(dst, ":", 1);
+	fini_buffer_append(dst, &open, 1);
+	fini_buffer_append(dst, inner->data, inner->len);
+	fini_buffer_append(dst, &close, 1);
+}
+
+void
+fini_entry_append_element(FiniBuffer *dst, const char *value)
+{
+	if (dst->len > 0)
+		fini_buffer_append(dst, ",", 1);
+	fini_json_append_string(dst, value, strlen(value));
+}
+
+static void
+append_field(FiniField *field, const char *text, FiniRow *row)
+{
+	switch (field->kind)
+	{
+		case FINI_FIELD_OWN_REF:
+			/* FINI trims, so two references could become one */
+			if (text == NULL || text[0] == '\0' || text[0] == ' ' || text[strlen(text) - 1] == ' ')
+				problem(row, "bad_own_ref", "the own_ref is empty, or begins or ends with a space");
+			break;
+		case FINI_FIELD_IPO_ID:
+			if (text == NULL || text[0] == '\0' || strlen(text) > MAX_IPO_ID)
+				problem(row, "bad_ipo_id", "the ipo_id is empty or longer than 20 characters");
+			break;
+		default:
+			break;
+	}
+	if (text != NULL && field->type == BOOLOID)
+		append_raw(row->entry, field->name, text[0] == 't' ? "true" : "false");
+	else if (text != NULL && (field->type == JSONBOID || field->type == JSONOID))
+	{
+		if (fini_answer_to_jsonb(text, strlen(text)) == NULL)
+			problem(row, "bad_field", psprintf("the value for %s is no JSON that can be sent", field->name));
+		append_raw(row->entry, field->name, text);
+	}
+	else
+		fini_entry_append(row->entry, field->name, text);
+}
+
+/* idList: from the id_list column where it holds something, else from the five columns */
+static void
+append_applicant(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
+{
+	ListCell   *cell;
+	FiniBuffer *applicant = fini_buffer_create(256);
+	bool		anything = false;
+	int			column = 0;
+
+	foreach(cell, source->fields)
+	{
+		FiniField  *field = lfirst(cell);
+		char	   *text;
+
+		column++;
+		if (field->kind != FINI_FIELD_ID_LIST && field->kind != FINI_FIELD_PERSONAL)
+			continue;
+		text = SPI_getvalue(tuple, desc, column);
+		if (field->kind == FINI_FIELD_ID_LIST && text != NULL)
+		{
+			append_id_list(text, row);
+			return;
+		}
+		if (field->kind == FINI_FIELD_PERSONAL)
+		{
+			anything |= text != NULL && text[0] != '\0';
+			fini_entry_append(applicant, field->name, text);
+		}
+	}
+	if (!anything)
+	{
+		problem(row, "no_applicant", "the row names no applicant");
+		return;
+	}
+	if (row->entry->len > 0)
+		fini_buffer_append(row->entry, ",", 1);
+	fini_buffer_append(row->entry, "\"idList\":[{", 11);
+	fini_buffer_append(row->entry, applicant->data, applicant->len);
+	fini_buffer_append(row->entry, "}]", 2);
+}
+
+static void
+append_id_list(const char *text, FiniRow *row)
+{
+	Jsonb	   *json = fini_answer_to_jsonb(text, strlen(text));
+
+	if (json == NULL || !is_list_of_objects(json))
+		problem(row, "bad_id_list", "the id_list is no array of applicants");
+	else if (JB_ROOT_COUNT(json) == 0)
+		problem(row, "no_applicant", "the id_list names no applicant");
+	else
+		append_raw(row->entry, "idList", text);
+}
+
+/* the members of an object join those of the entry */
+static void
+append_extra(const char *text, FiniRow *row)
+{
+	Jsonb	   *json = fini_answer_to_jsonb(text, strlen(text));
+	const char *open = strchr(text, '{');
+	const char *close = strrchr(text, '}');
+
+	if (json == NULL || !JB_ROOT_IS_OBJECT(json) || open == NULL || close == NULL)
+		problem(row, "bad_extra", "the further fields are no JSON object");
+	else if (JB_ROOT_COUNT(json) > 0)
+	{
+		if (row->entry->len > 0)
+			fini_buffer_append(row->entry, ",", 1);
+		fini_buffer_append(row->entry, open + 1, close - open - 1);
+	}
+}
+
+/* a positive whole number, as FINI wants it: digits in a string */
+static void
+append_quantity(const char *text, FiniRow *row)
+{
+	Size		digits = text != NULL ? strspn(text, "0123456789") : 0;
+	const char *rest = text != NULL ? text + digits : "";
+	char	   *whole;
+
+	if (digits > 0 && rest[0] == '.')
+		rest += 1 + strspn(rest + 1, "0");
+	if (digits == 0 || digits > MAX_QUANTITY || rest[0] != '\0' || strspn(text, "0") == digits)
+	{
+		problem(row, "bad_quantity", "the quantity is no positive whole number of at most 18 digits");
+		return;
+	}
+	whole = pnstrdup(text, digits);
+	fini_entry_append(row->entry, "appQuantity", whole);
+}
+
+static void
+append_raw(FiniBuffer *dst, const char *name, const char *json)
+{
+	if (dst->len > 0)
+		fini_buffer_append(dst, ",", 1);
+	fini_json_append_string(dst, name, strlen(name));
+	fini_buffer_append(dst, ":", 1);
+	fini_buffer_append(dst, json, strlen(json));
+}
+
+static bool
+is_list_of_objects(Jsonb *json)
+{
+	if (!JB_ROOT_IS_ARRAY(json) || JB_ROOT_IS_SCALAR(json))
+		return false;
+	for (uint32 i = 0; i < JB_ROOT_COUNT(json); i++)
+	{
+		JsonbValue *element = getIthJsonbValueFromContainer(&json->root, i);
+
+		if (element->type != jbvBinary || !JsonContainerIsObject(element->val.binary.data))
+			return false;
+	}
+	return true;
+}
+
+/* the first one found is the one told */
+static void
+problem(FiniRow *row, const char *code, const char *text)
+{
+	if (row->problem != NULL)
+		return;
+	row->problem = code;
+	row->problem_text = text;
+}

@@ -1,0 +1,32 @@
+/*
+ * entry.h
+ *		From a row of a user's table to an entry of a request (protocol.md
+ *		section 3), or to the reason why there is none.
+ */
+#ifndef FINI_ENTRY_H
+#define FINI_ENTRY_H
+
+#include "postgres.h"
+
+#include "access/htup.h"
+#include "access/tupdesc.h"
+
+#include "source.h"
+
+/*
+ * Build the entry of a row whose columns come in the order of source->fields.
+ * What it makes lives in CurrentMemoryContext.  Raises no error for what the
+ * row holds: a problem becomes row->problem.
+ */
+extern void fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
+
+/* append "name":"value" (value in JSON quotes), with a comma before it unless it is the first */
+extern void fini_entry_append(FiniBuffer *dst, const char *name, const char *value);
+
+/* append "name":, then the inner text between the brackets given */
+extern void fini_entry_append_raw(FiniBuffer *dst, const char *name, const FiniBuffer *inner, char open, char close);
+
+/* append a string as an array's next element */
+extern void fini_entry_append_element(FiniBuffer *dst, const char *value);
+
+#endif							/* FINI_ENTRY_H */

@@ -1,0 +1,74 @@
+/*
+ * flight.h
+ *		The worker's requests under way: from claim to settle.
+ *
+ * A flight is a claimed batch with what is known of its request.  All flights
+ * live in the worker's memory; what has to survive it is in fini.request and
+ * fini.submission before the first byte leaves.  Functions here open
+ * transactions of their own, and none is open while the network is awaited.
+ */
+#ifndef FINI_FLIGHT_H
+#define FINI_FLIGHT_H
+
+#include "postgres.h"
+
+#include "nodes/pg_list.h"
+
+#include "call.h"
+#include "outbox.h"
+#include "shared.h"
+
+typedef enum FiniFlightState
+{
+	FINI_FLIGHT_READY,			/* to be sent as soon as token, throttle and not_before_us allow */
+	FINI_FLIGHT_SENT,
+	FINI_FLIGHT_DOUBT			/* to be found out, not before not_before_us */
+} FiniFlightState;
+
+typedef struct FiniFlight
+{
+	MemoryContext context;
+	FiniBatch	batch;
+	FiniCall   *call;			/* NULL until its payload is built */
+	FiniFlightState state;
+	int64		not_before_us;
+	int			failures;		/* sendings in a row that were not processed */
+	bool		taken;			/* FINI said 411002: this request ID has been used */
+	int			absences;		/* looks that did not find it since then */
+	bool		looked_for;		/* part of the scan under way */
+} FiniFlight;
+
+/* take over what a former worker left open; once, before anything is claimed */
+extern void fini_flight_recover(void);
+
+/* may anything be sent, by what the database says?  Also whether settings changed under us */
+extern void fini_flight_look(FiniSlotShared *slot, bool *armed, bool *paused);
+
+/* send what is ready and claim what can be claimed */
+extern void fini_flight_dispatch(FiniSlotShared *slot);
+
+/* a request ended; false when it is not one of ours */
+extern bool fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http);
+
+/* there is something new in the queue; endpoints that were stopped may be used again */
+extern void fini_flight_work_arrived(void);
+extern void fini_flight_resume_endpoints(void);
+
+/* milliseconds until something of ours becomes due, -1: nothing will by itself */
+extern long fini_flight_timeout(void);
+
+/* how many flights there are, and how many of them wait for an answer */
+extern int	fini_flight_count(void);
+extern int	fini_flight_sent(void);
+
+/* for find.c: all flights */
+extern List *fini_flight_list(void);
+
+/* for find.c: a look has ended; members that were found have their state, the others were absent */
+extern void fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight);
+
+/* a transaction with an SPI connection and a snapshot */
+extern void fini_flight_begin(void);
+extern void fini_flight_commit(void);
+
+#endif							/* FINI_FLIGHT_H */

@@ -1,0 +1,73 @@
+/*
+ * http_private.h
+ *		What the parts of the transport share: http.c (interface),
+ *		http_loop.c (event loop), http_transfer.c (one transfer).
+ *
+ * All of it belongs to one process.  A transfer is our side of one request:
+ * malloc'd, since libcurl's callbacks write to it and must not raise errors,
+ * and since it must outlive the caller's memory until libcurl has let go.
+ */
+#ifndef FINI_HTTP_PRIVATE_H
+#define FINI_HTTP_PRIVATE_H
+
+#include "postgres.h"
+
+#include <curl/curl.h>
+
+#include "lib/ilist.h"
+
+#include "http.h"
+
+/* CURLOPT_QUICK_EXIT: without it a cancel waits for a hanging name server */
+#if LIBCURL_VERSION_NUM < 0x075700
+#error "fini needs libcurl 7.87 or later"
+#endif
+
+typedef struct FiniTransferGuard FiniTransferGuard;
+
+typedef struct FiniTransfer
+{
+	dlist_node	node;			/* in the loop's list of running or of done ones */
+	FiniHttpRequest *req;		/* may be gone once the guard has fired */
+	FiniTransferGuard *guard;	/* of http.c */
+	MemoryContext context;		/* for the answer */
+	CURL	   *easy;
+	struct curl_slist *headers;
+
+	/* written by libcurl's callbacks */
+	char	   *data;			/* the answer so far */
+	Size		len;
+	Size		size;
+	Size		max;
+	Size		header_bytes;
+	int			retry_after;	/* seconds, -1: none */
+	int			sends;			/* how often libcurl began to send the request: 0 or 1 */
+	bool		resend_refused; /* it wanted to once more */
+	bool		too_large;
+	char		message[CURL_ERROR_SIZE];
+
+	CURLcode	result;			/* when done */
+} FiniTransfer;
+
+/* http_transfer.c */
+extern FiniTransfer *fini_transfer_create(FiniHttpRequest *req, bool fresh_connection);
+extern void fini_transfer_complete(FiniTransfer *transfer);
+extern void fini_transfer_destroy(FiniTransfer *transfer);
+extern curl_socket_t fini_transfer_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address);
+extern int	fini_transfer_close_socket(void *arg, curl_socket_t fd);
+
+/* http_loop.c */
+extern void fini_loop_open(void);
+extern void fini_loop_close(void);
+extern void fini_loop_close_connections(void);
+extern bool fini_loop_needs_fresh_connection(void);
+extern void fini_loop_add(FiniTransfer *transfer);
+extern void fini_loop_remove(FiniTransfer *transfer);
+extern FiniTransfer *fini_loop_find(const FiniHttpRequest *req);
+extern FiniTransfer *fini_loop_finished(const FiniHttpRequest *wanted);
+extern int	fini_loop_count(void);
+extern void fini_loop_drive(void);
+extern bool fini_loop_wait(int64 until_us, uint32 wait_event_info);
+extern void fini_loop_count_socket(int change);
+
+#endif							/* FINI_HTTP_PRIVATE_H */

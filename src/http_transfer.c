@@ -1,0 +1,436 @@
+/*
+ * http_transfer.c
+ *		One HTTP transfer: its options, its callbacks, and what became of it.
+ *
+ * Whether a request may have been processed is decided by one fact: whether
+ * libcurl has begun to send it.  It calls us just before it does
+ * (CURLOPT_PREREQFUNCTION), after connecting and after the TLS handshake.
+ * Had it not begun, nothing can have been processed; from then on, only a
+ * complete answer tells.  The same callback stops libcurl from sending a
+ * second time, as it would when a kept-alive connection breaks.
+ *
+ * The callbacks run with libcurl on the stack: no palloc, no error.
+ */
+#include "postgres.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "http_private.h"
+#include "secret.h"
+#include "settings.h"
+
+#define MAX_HEADER_BYTES	((Size) 256 * 1024)
+#define MAX_RETRY_AFTER		86400	/* s */
+#define FIRST_ROOM			((Size) 16 * 1024)
+
+/*
+ * Gateways drop idle connections after a while of their own, and a request
+ * sent into that moment ends in doubt; so do not use old ones.
+ */
+#define MAX_IDLE_S			30L
+#define MAX_CONNECTION_AGE_S	600L	/* then look at the certificate again */
+#define MAX_CA_CACHE_S		60L
+
+static bool add_header(FiniTransfer *transfer, const char *header);
+static CURLcode set_options(FiniTransfer *transfer, const FiniHttpRequest *req, bool fresh_connection);
+static CURLcode set_tls_options(CURL *easy);
+static CURLcode set_callbacks(FiniTransfer *transfer);
+static size_t write_body(char *data, size_t size, size_t count, void *arg);
+static bool make_room(FiniTransfer *transfer, Size len);
+static size_t read_header(char *data, size_t size, size_t count, void *arg);
+static int	parse_retry_after(const char *value, size_t len);
+static int	before_sending(void *arg, char *remote_ip, char *local_ip, int remote_port, int local_port);
+static void describe_failure(const FiniTransfer *transfer, char *dst, Size size);
+static bool names_setting(const char *message);
+
+/* set an option unless one before it failed */
+#define SET(option, value) \
+	do { if (rc == CURLE_OK) rc = curl_easy_setopt(easy, option, value); } while (0)
+
+/* a transfer ready to be added to the loop; raises an error when out of memory */
+FiniTransfer *
+fini_transfer_create(FiniHttpRequest *req, bool fresh_connection)
+{
+	FiniTransfer *transfer;
+	CURLcode	rc = CURLE_OUT_OF_MEMORY;
+	bool		ok;
+	char	   *content_type = NULL;
+	const char **header;
+
+	for (header = req->headers; header != NULL && *header != NULL; header++)
+	{
+		if (strpbrk(*header, "\r\n") != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("HTTP header contains a line break")));
+	}
+	if (req->body != NULL && req->content_type != NULL)
+		content_type = psprintf("Content-Type: %s", req->content_type);
+
+	/* no errors from here on */
+	transfer = calloc(1, sizeof(FiniTransfer));
+	ok = transfer != NULL && (transfer->easy = curl_easy_init()) != NULL;
+	if (ok)
+	{
+		transfer->req = req;
+		transfer->max = req->max_answer > 0 ? req->max_answer : FINI_HTTP_MAX_ANSWER;
+		transfer->retry_after = -1;
+
+		/* without "Expect: 100-continue" the body goes out at once */
+		ok = add_header(transfer, "Expect:") && (content_type == NULL || add_header(transfer, content_type));
+		for (header = req->headers; ok && header != NULL && *header != NULL; header++)
+			ok = add_header(transfer, *header);
+	}
+	if (ok)
+		rc = set_options(transfer, req, fresh_connection);
+	if (rc != CURLE_OK)
+	{
+		fini_transfer_destroy(transfer);
+		if (rc == CURLE_OUT_OF_MEMORY)
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("out of memory")));
+		elog(ERROR, "could not set an option of libcurl: %s", curl_easy_strerror(rc));
+	}
+	if (content_type != NULL)
+		pfree(content_type);
+	return transfer;
+}
+
+/* fill in the request from its finished transfer; may raise an error for lack of memory */
+void
+fini_transfer_complete(FiniTransfer *transfer)
+{
+	FiniHttpRequest *req = transfer->req;
+	curl_off_t	bytes = 0;
+	long		status = 0;
+
+	req->duration_us = fini_monotonic_us() - req->started_us;
+	if (curl_easy_getinfo(transfer->easy, CURLINFO_SIZE_UPLOAD_T, &bytes) == CURLE_OK)
+		req->bytes_out = bytes;
+	req->bytes_in = transfer->len;
+	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+
+	if (transfer->result == CURLE_OK && transfer->sends == 1 && status >= 200)
+	{
+		MemoryContext oldcontext = MemoryContextSwitchTo(transfer->context);
+
+		req->answer = fini_buffer_create(transfer->len + 1);
+		if (transfer->len > 0)
+			fini_buffer_append(req->answer, transfer->data, transfer->len);
+		MemoryContextSwitchTo(oldcontext);
+		req->outcome = FINI_HTTP_ANSWERED;
+		req->status = (int) status;
+		req->retry_after = transfer->retry_after;
+		return;
+	}
+
+	if (transfer->too_large || transfer->result == CURLE_FILESIZE_EXCEEDED)
+		req->outcome = FINI_HTTP_TOO_LARGE;
+	else
+		req->outcome = transfer->sends == 0 ? FINI_HTTP_NOT_SENT : FINI_HTTP_IN_DOUBT;
+	describe_failure(transfer, req->error, sizeof(req->error));
+}
+
+/* free it, secrets cleansed; the loop has let go of it */
+void
+fini_transfer_destroy(FiniTransfer *transfer)
+{
+	struct curl_slist *header;
+
+	if (transfer == NULL)
+		return;
+	if (transfer->easy != NULL)
+		curl_easy_cleanup(transfer->easy);
+	for (header = transfer->headers; header != NULL; header = header->next)
+		fini_secret_cleanse(header->data, strlen(header->data));
+	curl_slist_free_all(transfer->headers);
+	if (transfer->data != NULL)
+		fini_secret_cleanse(transfer->data, transfer->size);
+	free(transfer->data);
+	free(transfer);
+}
+
+/*
+ * libcurl's CURLOPT_OPENSOCKETFUNCTION.  Once the request has been sent, a
+ * new connection could only be for sending it again.
+ */
+curl_socket_t
+fini_transfer_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
+{
+	FiniTransfer *transfer = arg;
+	curl_socket_t fd;
+
+	if (transfer->sends > 0)
+	{
+		transfer->resend_refused = true;
+		return CURL_SOCKET_BAD;
+	}
+	/* programs that the server starts must not inherit it */
+	fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+	if (fd != CURL_SOCKET_BAD)
+		fini_loop_count_socket(1);
+	return fd;
+}
+
+/* libcurl's CURLOPT_CLOSESOCKETFUNCTION: also for connections that outlived their transfer */
+int
+fini_transfer_close_socket(void *arg, curl_socket_t fd)
+{
+	fini_loop_count_socket(-1);
+	return close(fd);
+}
+
+static bool
+add_header(FiniTransfer *transfer, const char *header)
+{
+	struct curl_slist *list = curl_slist_append(transfer->headers, header);
+
+	if (list == NULL)
+		return false;
+	transfer->headers = list;
+	return true;
+}
+
+static CURLcode
+set_options(FiniTransfer *transfer, const FiniHttpRequest *req, bool fresh_connection)
+{
+	CURL	   *easy = transfer->easy;
+	CURLcode	rc = set_tls_options(easy);
+
+	SET(CURLOPT_URL, req->url);
+	if (req->body != NULL)
+	{
+		SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) req->body_len);
+		SET(CURLOPT_POSTFIELDS, req->body);
+	}
+	SET(CURLOPT_HTTPHEADER, transfer->headers);
+	SET(CURLOPT_USERAGENT, "fini-postgresql/1.0");
+
+	/* nothing but this one exchange: no redirects, no other protocol, nothing from environment or home */
+	SET(CURLOPT_FOLLOWLOCATION, 0L);
+	SET(CURLOPT_PROTOCOLS_STR, "https");
+	SET(CURLOPT_REDIR_PROTOCOLS_STR, "https");
+	SET(CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
+	SET(CURLOPT_PROXY, fini_guc_proxy);
+	SET(CURLOPT_NOPROXY, "");
+	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+	SET(CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
+	SET(CURLOPT_NOSIGNAL, 1L);
+	SET(CURLOPT_QUICK_EXIT, 1L);
+
+	SET(CURLOPT_TCP_NODELAY, 1L);
+	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+	SET(CURLOPT_MAXAGE_CONN, MAX_IDLE_S);
+	SET(CURLOPT_MAXLIFETIME_CONN, MAX_CONNECTION_AGE_S);
+	SET(CURLOPT_FRESH_CONNECT, fresh_connection ? 1L : 0L);
+	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) fini_guc_connect_timeout);
+	SET(CURLOPT_TIMEOUT_MS, (long) (req->timeout_ms > 0 ? req->timeout_ms : fini_guc_request_timeout));
+	SET(CURLOPT_MAXFILESIZE_LARGE, (curl_off_t) transfer->max);
+
+	if (rc == CURLE_OK)
+		rc = set_callbacks(transfer);
+	return rc;
+}
+
+static CURLcode
+set_tls_options(CURL *easy)
+{
+	CURLcode	rc = CURLE_OK;
+
+	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET(CURLOPT_SSL_VERIFYPEER, 1L);
+	SET(CURLOPT_SSL_VERIFYHOST, 2L);
+	SET(CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET(CURLOPT_PROXY_SSL_VERIFYPEER, 1L);
+	SET(CURLOPT_PROXY_SSL_VERIFYHOST, 2L);
+	SET(CURLOPT_SSL_SESSIONID_CACHE, 0L);	/* every connection looks at the certificate */
+	SET(CURLOPT_CA_CACHE_TIMEOUT, MAX_CA_CACHE_S);
+	if (fini_guc_ca_file[0] != '\0')
+	{
+		/* these authorities alone: the system's directory would count beside the file */
+		SET(CURLOPT_CAINFO, fini_guc_ca_file);
+		SET(CURLOPT_CAPATH, NULL);
+		SET(CURLOPT_PROXY_CAINFO, fini_guc_ca_file);
+		SET(CURLOPT_PROXY_CAPATH, NULL);
+	}
+	if (fini_guc_client_cert_file[0] != '\0')
+		SET(CURLOPT_SSLCERT, fini_guc_client_cert_file);
+	if (fini_guc_client_key_file[0] != '\0')
+	{
+		SET(CURLOPT_SSLKEY, fini_guc_client_key_file);
+		SET(CURLOPT_KEYPASSWD, ""); /* never ask on a terminal */
+	}
+	if (fini_guc_pinned_public_key[0] != '\0')
+		SET(CURLOPT_PINNEDPUBLICKEY, fini_guc_pinned_public_key);
+	return rc;
+}
+
+static CURLcode
+set_callbacks(FiniTransfer *transfer)
+{
+	CURL	   *easy = transfer->easy;
+	CURLcode	rc = CURLE_OK;
+
+	SET(CURLOPT_PRIVATE, transfer);
+	SET(CURLOPT_ERRORBUFFER, transfer->message);
+	SET(CURLOPT_WRITEFUNCTION, write_body);
+	SET(CURLOPT_WRITEDATA, transfer);
+	SET(CURLOPT_HEADERFUNCTION, read_header);
+	SET(CURLOPT_HEADERDATA, transfer);
+	SET(CURLOPT_PREREQFUNCTION, before_sending);
+	SET(CURLOPT_PREREQDATA, transfer);
+	SET(CURLOPT_OPENSOCKETFUNCTION, fini_transfer_open_socket);
+	SET(CURLOPT_OPENSOCKETDATA, transfer);
+	SET(CURLOPT_CLOSESOCKETFUNCTION, fini_transfer_close_socket);
+	return rc;
+}
+
+/* libcurl's CURLOPT_WRITEFUNCTION: a result other than the length ends the transfer */
+static size_t
+write_body(char *data, size_t size, size_t count, void *arg)
+{
+	FiniTransfer *transfer = arg;
+	Size		len = size * count;
+
+	if (len > transfer->max - transfer->len)
+	{
+		transfer->too_large = true;
+		return 0;
+	}
+	if (len > transfer->size - transfer->len && !make_room(transfer, len))
+		return 0;
+	memcpy(transfer->data + transfer->len, data, len);
+	transfer->len += len;
+	return len;
+}
+
+/* realloc would leave the old bytes behind */
+static bool
+make_room(FiniTransfer *transfer, Size len)
+{
+	Size		size = Max(transfer->len + len, Max(2 * transfer->size, FIRST_ROOM));
+	char	   *data = malloc(size);
+
+	if (data == NULL)
+		return false;
+	if (transfer->data != NULL)
+	{
+		memcpy(data, transfer->data, transfer->len);
+		fini_secret_cleanse(transfer->data, transfer->size);
+		free(transfer->data);
+	}
+	transfer->data = data;
+	transfer->size = size;
+	return true;
+}
+
+/* libcurl's CURLOPT_HEADERFUNCTION: one whole line, without NUL at its end */
+static size_t
+read_header(char *data, size_t size, size_t count, void *arg)
+{
+	static const char name[] = "Retry-After:";
+	FiniTransfer *transfer = arg;
+	Size		len = size * count;
+
+	transfer->header_bytes += len;
+	if (transfer->header_bytes > MAX_HEADER_BYTES)
+	{
+		transfer->too_large = true;
+		return 0;
+	}
+	if (len > strlen(name) && pg_strncasecmp(data, name, strlen(name)) == 0)
+		transfer->retry_after = parse_retry_after(data + strlen(name), len - strlen(name));
+	return len;
+}
+
+/* seconds from now, for both forms of the header; -1 when it is neither */
+static int
+parse_retry_after(const char *value, size_t len)
+{
+	char		text[64];
+	char	   *start = text;
+	char	   *end;
+	long		seconds;
+	time_t		date;
+
+	if (len >= sizeof(text))
+		return -1;
+	memcpy(text, value, len);
+	text[len] = '\0';
+	while (*start == ' ' || *start == '\t')
+		start++;
+	for (end = start + strlen(start); end > start && strchr(" \t\r\n", end[-1]) != NULL; end--)
+		end[-1] = '\0';
+
+	if (*start != '\0' && strspn(start, "0123456789") == strlen(start))
+	{
+		seconds = strtol(start, NULL, 10);	/* LONG_MAX for more digits than fit */
+		return (int) Min(seconds, MAX_RETRY_AFTER);
+	}
+	date = curl_getdate(start, NULL);
+	if (date == -1)
+		return -1;
+	return (int) Min(Max((int64) date - (int64) time(NULL), 0), MAX_RETRY_AFTER);
+}
+
+/* libcurl's CURLOPT_PREREQFUNCTION */
+static int
+before_sending(void *arg, char *remote_ip, char *local_ip, int remote_port, int local_port)
+{
+	FiniTransfer *transfer = arg;
+
+	if (transfer->sends > 0)
+	{
+		transfer->resend_refused = true;
+		return CURL_PREREQFUNC_ABORT;
+	}
+	transfer->sends++;
+	return CURL_PREREQFUNC_OK;
+}
+
+/*
+ * What failed, in printable ASCII: libcurl's messages can quote a server's
+ * certificate, in whatever bytes.
+ */
+static void
+describe_failure(const FiniTransfer *transfer, char *dst, Size size)
+{
+	const char *general = curl_easy_strerror(transfer->result);
+	char	   *c;
+
+	if (transfer->resend_refused)
+		strlcpy(dst, "the connection broke before an answer came", size);
+	else if (transfer->header_bytes > MAX_HEADER_BYTES)
+		snprintf(dst, size, "the headers of the answer exceed %zu bytes", MAX_HEADER_BYTES);
+	else if (transfer->too_large || transfer->result == CURLE_FILESIZE_EXCEEDED)
+		snprintf(dst, size, "the answer exceeds %zu bytes", transfer->max);
+	else if (transfer->result == CURLE_SSL_CERTPROBLEM)
+		strlcpy(dst, "fini.client_cert_file or fini.client_key_file cannot be used", size);
+	else if (transfer->result == CURLE_SSL_CACERT_BADFILE)
+		strlcpy(dst, "fini.ca_file cannot be used", size);
+	else if (transfer->result == CURLE_OK)
+		strlcpy(dst, "the answer has no HTTP status", size);
+	else if (transfer->message[0] == '\0' || names_setting(transfer->message))
+		strlcpy(dst, general, size);
+	else
+		snprintf(dst, size, "%s: %s", general, transfer->message);
+
+	for (c = dst; *c != '\0'; c++)
+	{
+		if ((unsigned char) *c < 0x20 || (unsigned char) *c >= 0x7f)
+			*c = '?';
+	}
+}
+
+/* does a message of libcurl's quote a setting that only superusers may see? */
+static bool
+names_setting(const char *message)
+{
+	return (fini_guc_client_key_file[0] != '\0' && strstr(message, fini_guc_client_key_file) != NULL) ||
+		(fini_guc_client_cert_file[0] != '\0' && strstr(message, fini_guc_client_cert_file) != NULL) ||
+		(fini_guc_proxy[0] != '\0' && strstr(message, fini_guc_proxy) != NULL);
+}

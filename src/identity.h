@@ -1,0 +1,33 @@
+/*
+ * identity.h
+ *		Whose rights a piece of work runs with.
+ *
+ * fini's own tables are read and written as the extension's owner; a user's
+ * table as that table's owner, in a security-restricted operation with a
+ * pinned search_path.  An error needs no clean-up: aborting the transaction or
+ * subtransaction restores user and settings.
+ */
+#ifndef FINI_IDENTITY_H
+#define FINI_IDENTITY_H
+
+#include "postgres.h"
+
+typedef struct FiniIdentity
+{
+	Oid			user;
+	int			context;
+	int			guc_level;
+} FiniIdentity;
+
+/* the extension's owner; InvalidOid when the extension is not there */
+extern Oid	fini_identity_extension_owner(void);
+
+/* run as the extension's owner until the matching leave */
+extern void fini_identity_enter_extension(FiniIdentity *saved);
+
+/* run as the owner of a user's table until the matching leave */
+extern void fini_identity_enter_owner(FiniIdentity *saved, Oid owner);
+
+extern void fini_identity_leave(const FiniIdentity *saved);
+
+#endif							/* FINI_IDENTITY_H */

@@ -1,0 +1,466 @@
+/*
+ * json.c
+ *		JSON text copied through, with the values of chosen fields replaced.
+ *
+ * PostgreSQL's parser drives; we listen to one event, the start of an object's
+ * field.  The parser has by then looked at the value's first token, so for a
+ * scalar everything is known at once: copy the text up to the value, append
+ * the replacement, go on behind it.  Text between two replacements is copied
+ * in one piece, whatever it holds.
+ *
+ * The parser runs without resolving escapes: that would cost a palloc per
+ * field, would refuse escapes of characters that the database encoding lacks,
+ * although a payload may well carry them to FINI, and could raise errors that
+ * quote the text.  It gives no field names then, so we find the name backwards
+ * from the colon, and resolve escapes only in what we compare or replace.  That
+ * the text is well-formed up to where the parser stands makes this simple.
+ *
+ * All text here is UTF-8, which fini_encoding_to_utf8 has made of it.
+ */
+#include "postgres.h"
+
+#include "common/jsonapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "encoding.h"
+#include "error.h"
+#include "json.h"
+
+/* no payload or answer nests deeper than a handful; each level costs stack */
+#define MAX_DEPTH			1000
+
+typedef struct ChosenName
+{
+	const char *text;			/* UTF-8 */
+	Size		len;
+} ChosenName;
+
+typedef struct Transform
+{
+	const FiniJsonRules *rules;
+	JsonLexContext *lex;
+	FiniBuffer *dst;
+	const char *json;
+	const char *copied;			/* input before this is in dst */
+	ChosenName *chosen;
+	uint64		chosen_lengths; /* bit n: some chosen name has n bytes; bit 63: 63 or more */
+	FiniBuffer *scratch;		/* a name or value with its escapes resolved */
+} Transform;
+
+typedef enum Unescaped
+{
+	UNESCAPED,
+	HOLDS_NUL,
+	HOLDS_LONE_SURROGATE
+} Unescaped;
+
+static void choose_names(Transform *transform);
+static uint64 length_bit(Size len);
+static FINI_JSON_ACTION_RESULT at_nesting(void *state);
+static FINI_JSON_ACTION_RESULT at_field(void *state, char *fname, bool isnull);
+static int	chosen_name(Transform *transform);
+static void replace_value(Transform *transform, int name);
+static const char *string_meaning(Transform *transform, int name, Size *len);
+static Unescaped unescape(const char *src, Size len, FiniBuffer *dst);
+static uint32 hex4(const char *src);
+static void copy_until(Transform *transform, const char *end);
+static void malformed(const Transform *transform) pg_attribute_noreturn();
+
+void
+fini_json_transform(const char *json, Size len, const FiniJsonRules *rules, FiniBuffer *dst)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext work = AllocSetContextCreate(caller, "fini JSON",
+											   ALLOCSET_SMALL_SIZES);
+	Transform	transform = {0};
+	JsonSemAction actions = {0};
+
+	MemoryContextSwitchTo(work);
+
+	if (len >= MaxAllocSize)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("%s of %zu bytes is too long", rules->subject, len)));
+
+	transform.rules = rules;
+	transform.lex = fini_compat_json_lexer(json, (int) len, PG_UTF8);
+	transform.dst = dst;
+	transform.json = json;
+	transform.copied = json;
+	transform.scratch = fini_buffer_create(256);
+	choose_names(&transform);
+
+	actions.semstate = &transform;
+	actions.object_start = at_nesting;
+	actions.array_start = at_nesting;
+	actions.object_field_start = at_field;
+
+	if (pg_parse_json(transform.lex, &actions) != JSON_SUCCESS)
+		malformed(&transform);
+	copy_until(&transform, json + len);
+
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(work);
+}
+
+void
+fini_json_append_string(FiniBuffer *dst, const char *text, Size len)
+{
+	static const char digits[] = "0123456789abcdef";
+	const char *end = text + len;
+	const char *run = text;
+	const char *p;
+
+	fini_buffer_append(dst, "\"", 1);
+	for (p = text; p < end; p++)
+	{
+		unsigned char c = (unsigned char) *p;
+		char		escape[6];
+
+		if (c >= 0x20 && c != '"' && c != '\\')
+			continue;
+
+		fini_buffer_append(dst, run, p - run);
+		run = p + 1;
+		if (c == '"' || c == '\\')
+		{
+			escape[0] = '\\';
+			escape[1] = (char) c;
+			fini_buffer_append(dst, escape, 2);
+		}
+		else
+		{
+			memcpy(escape, "\\u00", 4);
+			escape[4] = digits[c >> 4];
+			escape[5] = digits[c & 0x0f];
+			fini_buffer_append(dst, escape, 6);
+		}
+	}
+	fini_buffer_append(dst, run, end - run);
+	fini_buffer_append(dst, "\"", 1);
+}
+
+Datum
+fini_json_to_jsonb(const char *text, Size len, const char *subject)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *terminated = fini_secret_alloc(len + 1);
+	volatile Datum result = (Datum) 0;
+
+	memcpy(terminated, text, len);
+	terminated[len] = '\0';
+
+	PG_TRY();
+	{
+		result = DirectFunctionCall1(jsonb_in, CStringGetDatum(terminated));
+	}
+	PG_CATCH();
+	{
+		int			sqlerrcode = geterrcode();
+
+		if (ERRCODE_TO_CATEGORY(sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
+			ERRCODE_TO_CATEGORY(sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+			PG_RE_THROW();
+
+		/* raised anew rather than swallowed, so that nothing needs rolling back here */
+		MemoryContextSwitchTo(caller);
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(FINI_ERRCODE_UNREADABLE),
+				 errmsg("%s cannot be represented as jsonb", subject),
+				 errdetail("PostgreSQL's own message would quote it; its SQLSTATE is %s.",
+						   unpack_sql_state(sqlerrcode))));
+	}
+	PG_END_TRY();
+
+	return result;
+}
+
+static void
+choose_names(Transform *transform)
+{
+	int			n = transform->rules->nnames;
+	int			i;
+
+	transform->chosen = palloc(sizeof(ChosenName) * Max(n, 1));
+	for (i = 0; i < n; i++)
+	{
+		const char *name = transform->rules->names[i];
+		ChosenName *chosen = &transform->chosen[i];
+
+		chosen->text = fini_encoding_to_utf8(name, strlen(name), &chosen->len);
+		if (chosen->text == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+					 errmsg("field name \"%s\" has no equivalent in UTF-8", name)));
+		transform->chosen_lengths |= length_bit(chosen->len);
+	}
+}
+
+static uint64
+length_bit(Size len)
+{
+	return UINT64CONST(1) << Min(len, 63);
+}
+
+/* parser callback: an object or array starts */
+static FINI_JSON_ACTION_RESULT
+at_nesting(void *state)
+{
+	Transform  *transform = state;
+
+	CHECK_FOR_INTERRUPTS();
+	if (transform->lex->lex_level >= MAX_DEPTH)
+		ereport(ERROR,
+				(errcode(transform->rules->sqlerrcode),
+				 errmsg("%s is nested too deeply", transform->rules->subject),
+				 errdetail("At most %d levels of objects and arrays are accepted.", MAX_DEPTH)));
+
+	FINI_JSON_ACTION_RETURN;
+}
+
+/* parser callback: the parser stands at the first token of a field's value */
+static FINI_JSON_ACTION_RESULT
+at_field(void *state, char *fname, bool isnull)
+{
+	Transform  *transform = state;
+	int			name;
+
+	if (!isnull && (name = chosen_name(transform)) >= 0)
+		replace_value(transform, name);
+
+	FINI_JSON_ACTION_RETURN;
+}
+
+/*
+ * Which of the chosen names does the current field have?  -1: none.
+ */
+static int
+chosen_name(Transform *transform)
+{
+	const char *end = transform->lex->prev_token_terminator - 1;	/* the colon */
+	const char *start;
+	bool		escapes = false;
+	Size		len;
+	int			i;
+
+	/* from the colon back to the quote that ends the name */
+	do
+		end--;
+	while (*end != '"');
+
+	/*
+	 * And on to the quote that begins it.  Within the name a quote has a
+	 * backslash before it; the one that begins it follows a brace, a comma or
+	 * white space.
+	 */
+	for (start = end; start[-1] != '"' || start[-2] == '\\'; start--)
+		escapes |= (start[-1] == '\\');
+	len = end - start;
+
+	if (escapes)
+	{
+		fini_buffer_truncate(transform->scratch, 0);
+		if (unescape(start, len, transform->scratch) != UNESCAPED)
+			return -1;
+		start = transform->scratch->data;
+		len = transform->scratch->len;
+	}
+
+	if ((transform->chosen_lengths & length_bit(len)) == 0)
+		return -1;
+	for (i = 0; i < transform->rules->nnames; i++)
+	{
+		if (transform->chosen[i].len == len &&
+			memcmp(transform->chosen[i].text, start, len) == 0)
+			return i;
+	}
+
+	return -1;
+}
+
+static void
+replace_value(Transform *transform, int name)
+{
+	JsonLexContext *lex = transform->lex;
+	FiniJsonKind kind;
+	const char *value;
+	Size		len;
+
+	switch (lex->token_type)
+	{
+		case JSON_TOKEN_STRING:
+			kind = FINI_JSON_STRING;
+			value = string_meaning(transform, name, &len);
+			break;
+		case JSON_TOKEN_NUMBER:
+		case JSON_TOKEN_TRUE:
+		case JSON_TOKEN_FALSE:
+			kind = FINI_JSON_SCALAR;
+			value = lex->token_start;
+			len = lex->token_terminator - lex->token_start;
+			break;
+		case JSON_TOKEN_OBJECT_START:
+		case JSON_TOKEN_ARRAY_START:
+			kind = FINI_JSON_NESTED;
+			value = NULL;
+			len = 0;
+			break;
+		default:
+			return;				/* no value; the parser is about to say so */
+	}
+
+	copy_until(transform, lex->token_start);
+	if (transform->rules->replace(transform->rules->arg, name, kind, value, len,
+								  transform->dst))
+	{
+		if (kind == FINI_JSON_NESTED)
+			elog(ERROR, "only scalars can be replaced");
+		transform->copied = lex->token_terminator;
+	}
+}
+
+/*
+ * What the string token in hand means: a piece of the input when it has no
+ * escapes, else in transform->scratch.
+ */
+static const char *
+string_meaning(Transform *transform, int name, Size *len)
+{
+	const char *start = transform->lex->token_start + 1;
+	Unescaped	outcome;
+
+	*len = transform->lex->token_terminator - 1 - start;
+	if (memchr(start, '\\', *len) == NULL)
+		return start;
+
+	fini_buffer_truncate(transform->scratch, 0);
+	outcome = unescape(start, *len, transform->scratch);
+	if (outcome != UNESCAPED)
+		ereport(ERROR,
+				(errcode(transform->rules->sqlerrcode),
+				 errmsg("field \"%s\" of the %s holds an escape that stands for no character",
+						transform->rules->names[name], transform->rules->subject),
+				 outcome == HOLDS_NUL ?
+				 errdetail("\\u0000 cannot be converted to text.") :
+				 errdetail("One half of a surrogate pair stands without the other.")));
+
+	*len = transform->scratch->len;
+	return transform->scratch->data;
+}
+
+/*
+ * Append the meaning of a string's inside, which the parser has found well-formed.
+ */
+static Unescaped
+unescape(const char *src, Size len, FiniBuffer *dst)
+{
+	const char *end = src + len;
+
+	while (src < end)
+	{
+		const char *backslash = memchr(src, '\\', end - src);
+		uint32		code;
+		unsigned char utf8[4];
+		char		c;
+
+		if (backslash == NULL)
+			backslash = end;
+		fini_buffer_append(dst, src, backslash - src);
+		if (backslash == end)
+			break;
+		src = backslash + 2;
+
+		c = backslash[1];
+		switch (c)
+		{
+			case 'b':
+				c = '\b';
+				break;
+			case 'f':
+				c = '\f';
+				break;
+			case 'n':
+				c = '\n';
+				break;
+			case 'r':
+				c = '\r';
+				break;
+			case 't':
+				c = '\t';
+				break;
+			default:			/* a quote, a slash or a backslash, or see below */
+				break;
+		}
+		if (c != 'u')
+		{
+			fini_buffer_append(dst, &c, 1);
+			continue;
+		}
+
+		code = hex4(src);
+		src += 4;
+		if (code == 0)
+			return HOLDS_NUL;
+		if (is_utf16_surrogate_second(code))
+			return HOLDS_LONE_SURROGATE;
+		if (is_utf16_surrogate_first(code))
+		{
+			uint32		second;
+
+			if (end - src < 6 || src[0] != '\\' || src[1] != 'u')
+				return HOLDS_LONE_SURROGATE;
+			second = hex4(src + 2);
+			if (!is_utf16_surrogate_second(second))
+				return HOLDS_LONE_SURROGATE;
+			src += 6;
+			code = surrogate_pair_to_codepoint(code, second);
+		}
+		unicode_to_utf8(code, utf8);
+		fini_buffer_append(dst, utf8, pg_utf_mblen(utf8));
+	}
+
+	return UNESCAPED;
+}
+
+static uint32
+hex4(const char *src)
+{
+	uint32		code = 0;
+	int			i;
+
+	for (i = 0; i < 4; i++)
+	{
+		char		c = src[i];
+
+		code = code << 4 |
+			(uint32) (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
+	}
+
+	return code;
+}
+
+static void
+copy_until(Transform *transform, const char *end)
+{
+	fini_buffer_append(transform->dst, transform->copied, end - transform->copied);
+	transform->copied = end;
+}
+
+static void
+malformed(const Transform *transform)
+{
+	const JsonLexContext *lex = transform->lex;
+	const char *at = lex->token_start ? lex->token_start : lex->token_terminator;
+
+	ereport(ERROR,
+			(errcode(transform->rules->sqlerrcode),
+			 errmsg("%s is not valid JSON", transform->rules->subject),
+			 errdetail("The error is at or behind byte %zu.",
+					   (Size) (at - transform->json) + 1)));
+}

@@ -1,0 +1,105 @@
+/*
+ * outbox.c
+ *		Statements of the outbox: preparing, executing, arrays in and texts out.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+
+#include "compat.h"
+#include "outbox.h"
+
+static void plan_for_indexes(void);
+
+const char *
+fini_outbox_operation_name(FiniOperation operation)
+{
+	static const char *const names[] = {"add", "change", "invalidate"};
+
+	return names[operation];
+}
+
+FiniOperation
+fini_outbox_operation(const char *name)
+{
+	return name[0] == 'a' ? FINI_OPERATION_ADD :
+		name[0] == 'c' ? FINI_OPERATION_CHANGE : FINI_OPERATION_INVALIDATE;
+}
+
+FiniEndpointId
+fini_outbox_endpoint(FiniOperation operation)
+{
+	static const FiniEndpointId endpoints[] = {FINI_ENDPOINT_ADD, FINI_ENDPOINT_CHANGE, FINI_ENDPOINT_INVALIDATE};
+
+	return endpoints[operation];
+}
+
+int
+fini_outbox_execute(FiniStatement *statement, Datum *values, const char *nulls, long limit)
+{
+	int			guc_level = NewGUCNestLevel();
+	int			rc;
+
+	plan_for_indexes();
+	if (statement->plan == NULL)
+	{
+		statement->plan = SPI_prepare_cursor(statement->sql, statement->nargs, statement->types,
+											 CURSOR_OPT_GENERIC_PLAN);
+		if (statement->plan == NULL || SPI_keepplan(statement->plan) != 0)
+			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
+	}
+	rc = SPI_execute_plan(statement->plan, values, nulls, false, limit);
+	if (rc < 0)
+		elog(ERROR, "could not execute: %s", SPI_result_code_string(rc));
+	AtEOXact_GUC(false, guc_level);
+	return rc;
+}
+
+Datum
+fini_outbox_text_array(int n, char *const *texts)
+{
+	Datum	   *values = palloc(sizeof(Datum) * Max(n, 1));
+	bool	   *nulls = palloc(sizeof(bool) * Max(n, 1));
+	int			dims[1] = {n};
+	int			lbs[1] = {1};
+
+	for (int i = 0; i < n; i++)
+	{
+		nulls[i] = texts[i] == NULL;
+		values[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(texts[i]);
+	}
+	return PointerGetDatum(construct_md_array(values, nulls, 1, dims, lbs, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+Datum
+fini_outbox_int8_array(int n, const int64 *values)
+{
+	Datum	   *datums = palloc(sizeof(Datum) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+		datums[i] = Int64GetDatum(values[i]);
+	return PointerGetDatum(construct_array(datums, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+char *
+fini_outbox_column(uint64 row, int column, MemoryContext into)
+{
+	MemoryContext old = MemoryContextSwitchTo(into);
+	char	   *text = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+
+	MemoryContextSwitchTo(old);
+	return text;
+}
+
+/* in force while a plan is made, until the statement's end; no compiled code for milliseconds' work */
+static void
+plan_for_indexes(void)
+{
+	static const char *const off[] = {"enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "jit"};
+
+	for (size_t i = 0; i < lengthof(off); i++)
+		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+}

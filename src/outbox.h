@@ -1,0 +1,169 @@
+/*
+ * outbox.h
+ *		The durable outbox: all that C does in SQL with fini.submission, fini.queue
+ *		and fini.request.
+ *
+ * Every function runs inside the caller's transaction and SPI connection, as
+ * the extension's owner (or the worker).  Members and texts handed out live in
+ * the memory context given.
+ *
+ * An operation in state queued has a row in fini.queue; whoever deletes that
+ * row owns the operation.  An operation in state sending or unknown is a
+ * member of exactly one open row of fini.request.  One worker per database
+ * claims, so that two operations of one own_ref are never under way at once.
+ */
+#ifndef FINI_OUTBOX_H
+#define FINI_OUTBOX_H
+
+#include "postgres.h"
+
+#include "executor/spi.h"
+#include "nodes/pg_list.h"
+#include "utils/jsonb.h"
+
+#include "call.h"
+#include "endpoint.h"
+#include "source.h"
+
+typedef enum FiniOperation
+{
+	FINI_OPERATION_ADD,
+	FINI_OPERATION_CHANGE,
+	FINI_OPERATION_INVALIDATE
+} FiniOperation;
+
+extern const char *fini_outbox_operation_name(FiniOperation operation);
+extern FiniOperation fini_outbox_operation(const char *name);
+extern FiniEndpointId fini_outbox_endpoint(FiniOperation operation);
+
+/* an operation that has been claimed */
+typedef struct FiniMember
+{
+	int64		id;
+	Oid			relid;
+	const char *own_ref;
+	const char *record_id;		/* to change or invalidate; NULL for an add */
+	int			attempts;
+	FiniRow		row;			/* what is sent for it; see source.h */
+
+	/* what stands for the own_ref by an earlier operation; operation NULL: nothing */
+	const char *standing_operation;
+	const char *standing_record_id;
+	Oid			standing_relid;
+
+	/* how it ends; set by the worker, written by fini_outbox_settle */
+	const char *state;			/* NULL: stays as it is */
+	const char *new_record_id;
+	const char *error_code;
+	const char *error_message;
+	FiniOperation requeue_as;	/* with state queued */
+	int64		delay_us;		/* with state queued: not before that much later */
+	bool		looked_absent;	/* a look at FINI did not find it */
+} FiniMember;
+
+/* a claimed batch: one request */
+typedef struct FiniBatch
+{
+	char		request_id[FINI_REQUEST_ID_LEN + 1];
+	const char *ipo_id;
+	FiniOperation operation;
+	int			count;
+	FiniMember *members;
+} FiniBatch;
+
+/* something claimable: an IPO and an operation */
+typedef struct FiniGroup
+{
+	const char *ipo_id;
+	FiniOperation operation;
+} FiniGroup;
+
+/* --- enqueueing (outbox_enqueue.c) --- */
+
+/* the mapping of an attached table; false when it is not attached */
+extern bool fini_outbox_attachment(Oid relid, Jsonb **fields, Jsonb **outcome);
+
+/* rows that have come into being */
+extern void fini_outbox_inserted(Oid relid, int n, char **own_refs, char **ipo_ids);
+
+/* rows of which something mapped has changed, own_ref and ipo_id have not */
+extern void fini_outbox_updated(Oid relid, int n, char **own_refs, char **ipo_ids);
+
+/* rows whose own_ref or ipo_id has changed; raises an error for what has been sent */
+extern void fini_outbox_moved(Oid relid, int n, char **old_refs, char **own_refs, char **ipo_ids);
+
+/* rows that have gone */
+extern void fini_outbox_deleted(Oid relid, int n, char **own_refs);
+
+/* enqueue those of the rows that were never sent; how many */
+extern int64 fini_outbox_submit(Oid relid, int n, char **own_refs, char **ipo_ids);
+
+/* does anything of the table stand, or is on its way, at FINI? */
+extern bool fini_outbox_stands(Oid relid);
+
+/* --- the worker's side (outbox_claim.c, outbox_settle.c) --- */
+
+/* may this database's worker send? */
+extern void fini_outbox_may_send(bool *armed, bool *paused);
+
+/* what could be claimed, oldest first */
+extern List *fini_outbox_groups(MemoryContext into);
+
+/* microseconds until the next deferred operation becomes due; -1: none */
+extern int64 fini_outbox_next_due(void);
+
+/* claim up to limit operations for a new request; count 0: nothing to be had */
+extern void fini_outbox_claim(FiniBatch *batch, int limit, MemoryContext into);
+
+/* requests that a former worker left open, as FiniBatch: all of them are in doubt now */
+extern List *fini_outbox_recover(MemoryContext into);
+
+/*
+ * Read, or read again, the rows of the members that have no state yet.  What
+ * cannot be sent gets its state: a bad row alone, all rows of a table that
+ * cannot be read.
+ */
+extern void fini_outbox_read_rows(FiniBatch *batch, MemoryContext into);
+
+/* the request has not got a usable answer */
+extern void fini_outbox_doubt(const FiniBatch *batch, const FiniCall *call);
+
+/* it is being sent again */
+extern void fini_outbox_resend(const FiniBatch *batch, const char *new_request_id);
+
+/*
+ * Write how the members that have a state ended, into the outbox and back into
+ * their tables, and close the request unless some stay open.  call may be NULL
+ * (nothing was sent).
+ */
+extern void fini_outbox_settle(FiniBatch *batch, const FiniCall *call);
+
+/* does another operation of the own_ref already account for this record? */
+extern bool fini_outbox_knows_record(const char *own_ref, const char *record_id, int64 except_id);
+
+/* write the outcome of settled operations back into their rows */
+extern void fini_outbox_write_back(const FiniBatch *batch);
+
+/* --- shared by them (outbox.c) --- */
+
+/*
+ * Execute a statement prepared at its first use, planned for index scans
+ * whatever the statistics say: the outbox may have been empty a moment ago.
+ */
+typedef struct FiniStatement
+{
+	const char *sql;
+	int			nargs;
+	Oid			types[8];
+	SPIPlanPtr	plan;
+} FiniStatement;
+
+extern int	fini_outbox_execute(FiniStatement *statement, Datum *values, const char *nulls, long limit);
+
+extern Datum fini_outbox_text_array(int n, char *const *texts);
+extern Datum fini_outbox_int8_array(int n, const int64 *values);
+
+/* column of a result row as text in the context, NULL when null */
+extern char *fini_outbox_column(uint64 row, int column, MemoryContext into);
+
+#endif							/* FINI_OUTBOX_H */

@@ -1,0 +1,38 @@
+/*
+ * secret.h
+ *		Memory and OpenSSL objects that must not outlive their use.
+ *
+ * Everything here is tied to a memory context: when the context is reset or
+ * deleted, by success or by error, secrets are cleansed and OpenSSL objects
+ * freed.  Nothing handed out here may be pfree'd by the caller.
+ */
+#ifndef FINI_SECRET_H
+#define FINI_SECRET_H
+
+#include "postgres.h"
+#include "utils/palloc.h"
+
+/* palloc in CurrentMemoryContext; cleansed when that context goes */
+extern void *fini_secret_alloc(Size size);
+
+/* run fn(arg) when CurrentMemoryContext goes; for EVP_PKEY_free and the like */
+extern void fini_secret_on_reset(void (*fn) (void *), void *arg);
+
+/* cleanse now */
+extern void fini_secret_cleanse(void *ptr, Size size);
+
+/* a growable byte buffer, cleansed when it grows and when its context goes */
+typedef struct FiniBuffer
+{
+	char	   *data;			/* always NUL-terminated behind len */
+	Size		len;
+	Size		size;			/* allocated, the NUL included */
+	MemoryContext context;
+} FiniBuffer;
+
+extern FiniBuffer *fini_buffer_create(Size size_hint);
+extern void fini_buffer_append(FiniBuffer *buf, const void *data, Size len);
+extern char *fini_buffer_extend(FiniBuffer *buf, Size len); /* room for len bytes at the end, counted as used */
+extern void fini_buffer_truncate(FiniBuffer *buf, Size len);
+
+#endif							/* FINI_SECRET_H */

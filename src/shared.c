@@ -1,0 +1,248 @@
+/*
+ * shared.c
+ *		Allocation of shared memory, slots, and waking a worker.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/timestamp.h"
+#include "utils/varlena.h"
+
+#include "compat.h"
+#include "error.h"
+#include "settings.h"
+#include "shared.h"
+#include "stat.h"
+#include "throttle.h"
+
+#define TRANCHE_NAME	"fini"
+
+static shmem_request_hook_type previous_request_hook = NULL;
+static shmem_startup_hook_type previous_startup_hook = NULL;
+
+static FiniSlotShared *slots = NULL;
+static LWLockPadded *locks = NULL;
+static int	slot_count = 0;
+static bool preloaded = false;
+
+static FiniSlotShared *my_slot = NULL;
+static bool wake_at_commit = false;
+static bool xact_callback_registered = false;
+
+static void request_memory(void);
+static void startup_memory(void);
+static List *database_names(void);
+static void on_transaction_end(XactEvent event, void *arg);
+
+void
+fini_shared_init(void)
+{
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	preloaded = true;
+	slot_count = list_length(database_names());
+	previous_request_hook = shmem_request_hook;
+	shmem_request_hook = request_memory;
+	previous_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = startup_memory;
+}
+
+bool
+fini_shared_available(void)
+{
+	return preloaded && slots != NULL;
+}
+
+int
+fini_shared_slots(void)
+{
+	return slot_count;
+}
+
+FiniSlotShared *
+fini_shared_slot(int index)
+{
+	Assert(index >= 0 && index < slot_count);
+	return &slots[index];
+}
+
+LWLock *
+fini_shared_slot_lock(const FiniSlotShared *slot)
+{
+	return &locks[1 + (slot - slots)].lock;
+}
+
+FiniSlotShared *
+fini_shared_my_slot(void)
+{
+	char	   *name;
+
+	if (my_slot != NULL || !fini_shared_available() || !OidIsValid(MyDatabaseId))
+		return my_slot;
+
+	/*
+	 * By name, because the slot exists before a worker has learnt the OID.  A
+	 * database renamed while we are connected cannot happen.
+	 */
+	name = get_database_name(MyDatabaseId);
+	if (name == NULL)
+		return NULL;
+	for (int i = 0; i < slot_count; i++)
+	{
+		if (strcmp(slots[i].database, name) == 0)
+			my_slot = &slots[i];
+	}
+	pfree(name);
+	return my_slot;
+}
+
+FiniSlotShared *
+fini_shared_require_slot(void)
+{
+	FiniSlotShared *slot = fini_shared_my_slot();
+
+	if (!fini_shared_available())
+		ereport(ERROR,
+				(errcode(FINI_ERRCODE_NO_WORKER),
+				 errmsg("fini is not loaded by the server"),
+				 errhint("Add fini to shared_preload_libraries and restart the server.")));
+	if (slot == NULL)
+		ereport(ERROR,
+				(errcode(FINI_ERRCODE_NO_WORKER),
+				 errmsg("no fini worker serves this database"),
+				 errhint("Add the database to fini.databases and restart the server.")));
+	return slot;
+}
+
+void
+fini_shared_wake(FiniSlotShared *slot)
+{
+	int			procno;
+
+	/* told already, and it has not looked yet: one system call saved */
+	if (pg_atomic_exchange_u32(&slot->wake, 1) != 0)
+		return;
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_SHARED);
+	procno = slot->worker_pid != 0 ? slot->worker_procno : -1;
+	LWLockRelease(fini_shared_slot_lock(slot));
+
+	/*
+	 * Should the worker have just gone and the number have a new owner, that
+	 * process wakes for nothing, which every process must bear.
+	 */
+	if (procno >= 0)
+		SetLatch(&GetPGProcByNumber(procno)->procLatch);
+}
+
+void
+fini_shared_wake_at_commit(void)
+{
+	if (!xact_callback_registered)
+	{
+		RegisterXactCallback(on_transaction_end, NULL);
+		xact_callback_registered = true;
+	}
+	wake_at_commit = true;
+}
+
+void
+fini_shared_note_error(FiniSlotShared *slot, const char *message)
+{
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	strlcpy(slot->last_error, message, sizeof(slot->last_error));
+	slot->last_error_at = GetCurrentTimestamp();
+	LWLockRelease(fini_shared_slot_lock(slot));
+}
+
+static void
+request_memory(void)
+{
+	if (previous_request_hook)
+		previous_request_hook();
+	RequestAddinShmemSpace(add_size(mul_size(slot_count, sizeof(FiniSlotShared)),
+									fini_stat_shmem_size(slot_count)));
+	RequestNamedLWLockTranche(TRANCHE_NAME, 1 + slot_count);
+}
+
+static void
+startup_memory(void)
+{
+	bool		found;
+	ListCell   *cell;
+	int			i = 0;
+
+	if (previous_startup_hook)
+		previous_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	locks = GetNamedLWLockTranche(TRANCHE_NAME);
+	slots = ShmemInitStruct("fini slots",
+							Max(1, mul_size(slot_count, sizeof(FiniSlotShared))), &found);
+	if (!found)
+	{
+		memset(slots, 0, mul_size(slot_count, sizeof(FiniSlotShared)));
+		foreach(cell, database_names())
+		{
+			FiniSlotShared *slot = &slots[i++];
+
+			strlcpy(slot->database, (char *) lfirst(cell), NAMEDATALEN);
+			pg_atomic_init_u32(&slot->wake, 0);
+			pg_atomic_init_u32(&slot->resume, 0);
+			pg_atomic_init_u32(&slot->leave, 0);
+			ConditionVariableInit(&slot->changed);
+			slot->worker_procno = -1;
+			slot->database_seen = true; /* the first attempt goes straight there */
+		}
+	}
+	fini_throttle_startup(slot_count, &locks[0].lock);
+	fini_stat_shmem_startup(slot_count);
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/* fini.databases as a list of distinct names; its check hook has parsed it before */
+static List *
+database_names(void)
+{
+	List	   *names = NIL;
+	List	   *distinct = NIL;
+	ListCell   *cell;
+
+	if (!SplitIdentifierString(pstrdup(fini_guc_databases), ',', &names))
+		return NIL;
+	foreach(cell, names)
+	{
+		char	   *name = lfirst(cell);
+		bool		seen = false;
+		ListCell   *other;
+
+		foreach(other, distinct)
+			seen |= strcmp(lfirst(other), name) == 0;
+		if (!seen)
+			distinct = lappend(distinct, name);
+	}
+	return distinct;
+}
+
+/*
+ * Registered once per process.  A prepared transaction is committed by
+ * another process later, which wakes nobody: the worker looks by itself from
+ * time to time.
+ */
+static void
+on_transaction_end(XactEvent event, void *arg)
+{
+	FiniSlotShared *slot;
+
+	if (!wake_at_commit)
+		return;
+	if (event == XACT_EVENT_COMMIT && (slot = my_slot) != NULL)
+		fini_shared_wake(slot);
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		wake_at_commit = false;
+}

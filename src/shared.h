@@ -1,0 +1,107 @@
+/*
+ * shared.h
+ *		What all processes of the cluster share about each fini database.
+ *
+ * One FiniSlot for each name in fini.databases, made when the server starts.
+ * Slots hold values only, never pointers; the fields below a slot's lock are
+ * read and written under that LWLock, and no I/O happens while it is held.
+ * The database's worker owns the slot: it alone writes the token, the public
+ * key and the worker fields.  Backends read, and write what they want.
+ */
+#ifndef FINI_SHARED_H
+#define FINI_SHARED_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+
+#define FINI_MAX_TOKEN			4096
+#define FINI_MAX_PUBLIC_KEY		2048
+#define FINI_MAX_MESSAGE		512
+#define FINI_FINGERPRINT_LEN	32
+
+typedef enum FiniWorkerState
+{
+	FINI_WORKER_STOPPED,		/* no process */
+	FINI_WORKER_WAITING,		/* the database or the extension does not exist yet */
+	FINI_WORKER_IDLE,
+	FINI_WORKER_BUSY
+} FiniWorkerState;
+
+typedef struct FiniSlotShared
+{
+	/* fixed when the server starts */
+	char		database[NAMEDATALEN];
+
+	/* no lock needed */
+	pg_atomic_uint32 wake;		/* set: the worker has been told that there is work */
+	pg_atomic_uint32 resume;	/* set: endpoints that were stopped may be used again */
+	pg_atomic_uint32 leave;		/* set: the worker shall disconnect (DROP DATABASE) */
+	ConditionVariable changed;	/* token, key, worker state or settled serial changed */
+
+	/* everything below: under the slot's lock */
+	Oid			database_oid;	/* while a worker is connected */
+	bool		database_seen;	/* the last connection attempt succeeded, or a look found it */
+	int			worker_pid;
+	int			worker_procno;
+	FiniWorkerState worker_state;
+	TimestampTz worker_started_at;
+	TimestampTz last_start_at;	/* of a worker that reached its database */
+	int			starts;			/* of workers that did not live long */
+	uint64		settled_serial; /* grows with every settle, for fini.wait */
+
+	/* access token and public key, with the settings they belong to */
+	uint8		fingerprint[FINI_FINGERPRINT_LEN];
+	uint64		token_generation;
+	char		token[FINI_MAX_TOKEN];	/* "": none */
+	int64		token_fetched_us;	/* monotonic, before the request left */
+	int64		token_expires_us;	/* monotonic */
+	TimestampTz token_expires_at;
+	uint64		key_generation;
+	int			public_key_len; /* 0: none */
+	uint8		public_key[FINI_MAX_PUBLIC_KEY];
+	int64		clock_offset_ms;	/* gateway's clock minus ours */
+	int64		key_fetched_us;
+	TimestampTz key_fetched_at;
+
+	/* who wants what, and how the last attempt to get it ended */
+	int64		token_wanted_us;	/* monotonic, last use */
+	int64		key_wanted_us;
+	uint64		fetch_serial;	/* attempts ended, well or badly */
+	int			fetch_sqlstate; /* of the last attempt; 0: it went well */
+	char		fetch_error[FINI_MAX_MESSAGE];
+	char		fetch_detail[FINI_MAX_MESSAGE];
+
+	char		last_error[FINI_MAX_MESSAGE];
+	TimestampTz last_error_at;
+} FiniSlotShared;
+
+/* to be called from _PG_init: reserves and later initialises the memory */
+extern void fini_shared_init(void);
+
+/* was the library loaded by shared_preload_libraries? */
+extern bool fini_shared_available(void);
+
+extern int	fini_shared_slots(void);
+extern FiniSlotShared *fini_shared_slot(int index);
+extern LWLock *fini_shared_slot_lock(const FiniSlotShared *slot);
+
+/* the slot of the current database, or NULL when it is not in fini.databases */
+extern FiniSlotShared *fini_shared_my_slot(void);
+
+/* the same, raising FINI_ERRCODE_NO_WORKER with advice when there is none */
+extern FiniSlotShared *fini_shared_require_slot(void);
+
+/* tell a slot's worker that there is work; cheap when it has been told already */
+extern void fini_shared_wake(FiniSlotShared *slot);
+
+/* wake this database's worker when the current transaction commits */
+extern void fini_shared_wake_at_commit(void);
+
+/* note an error for fini.status; no secrets, no personal data */
+extern void fini_shared_note_error(FiniSlotShared *slot, const char *message);
+
+#endif							/* FINI_SHARED_H */

@@ -1,0 +1,411 @@
+/*
+ * source.c
+ *		Reading a user's table, and writing outcomes back into it.
+ *
+ * Nothing here trusts the table: its owner may have changed anything since it
+ * was attached.  Values are read with output functions, never with casts in
+ * SQL (a cast may be the user's code), and every statement runs with the
+ * owner's rights.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+#include "answer.h"
+#include "compat.h"
+#include "entry.h"
+#include "identity.h"
+#include "outbox.h"
+#include "source.h"
+#include "textmap.h"
+
+#define SCAN_BATCH	5000
+
+static bool writing_back = false;
+
+static const struct
+{
+	const char *field;
+	const char *column;
+	FiniFieldKind kind;
+}			standard_fields[] =
+{
+	{"ownRef", "own_ref", FINI_FIELD_OWN_REF},
+	{"ipoID", "ipo_id", FINI_FIELD_IPO_ID},
+	{"idList", "id_list", FINI_FIELD_ID_LIST},
+	{"idType", "id_type", FINI_FIELD_PERSONAL},
+	{"idCountryJurisdiction", "id_country_jurisdiction", FINI_FIELD_PERSONAL},
+	{"idNum", "id_num", FINI_FIELD_PERSONAL},
+	{"fullNameEng", "full_name_eng", FINI_FIELD_PERSONAL},
+	{"fullNameChi", "full_name_chi", FINI_FIELD_PERSONAL},
+	{"appQuantity", "app_quantity", FINI_FIELD_QUANTITY},
+	{"firmID", "firm_id", FINI_FIELD_FIRM_ID},
+	{"extra", "extra", FINI_FIELD_EXTRA},
+};
+
+static void add_field(FiniSource *source, Relation rel, const char *name, const char *column);
+static const char *outcome_column(Relation rel, Jsonb *outcome, const char *key);
+static AttrNumber column_number(Relation rel, const char *column);
+static ArrayType *typed_array(const FiniField *field, int n, const char *const *texts);
+static HTAB *index_by_own_ref(int n, const char *const *own_refs);
+static void append_assignment(StringInfo sql, const char *column, const char *alias);
+
+typedef struct OwnRefIndex
+{
+	const char *own_ref;
+	int			index;
+} OwnRefIndex;
+
+const char *
+fini_source_standard_column(const char *field)
+{
+	for (size_t i = 0; i < lengthof(standard_fields); i++)
+	{
+		if (strcmp(standard_fields[i].field, field) == 0)
+			return standard_fields[i].column;
+	}
+	return NULL;
+}
+
+FiniFieldKind
+fini_source_field_kind(const char *field)
+{
+	for (size_t i = 0; i < lengthof(standard_fields); i++)
+	{
+		if (strcmp(standard_fields[i].field, field) == 0)
+			return standard_fields[i].kind;
+	}
+	return FINI_FIELD_OTHER;
+}
+
+FiniSource *
+fini_source_open(Oid relid)
+{
+	FiniSource *source = palloc0(sizeof(FiniSource));
+	Jsonb	   *fields;
+	Jsonb	   *outcome;
+	Relation	rel;
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	char	   *name = NULL;
+
+	if (!fini_outbox_attachment(relid, &fields, &outcome))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table %s is not attached",
+						get_rel_name(relid) ? quote_identifier(get_rel_name(relid)) : psprintf("with OID %u", relid)),
+				 errhint("Attach it with fini.attach.")));
+
+	/* the lock keeps columns and owner as they are until the end of the transaction */
+	rel = try_relation_open(relid, AccessShareLock);
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("attached table with OID %u does not exist any more", relid)));
+	if (rel->rd_rel->relkind != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not an ordinary table any more", RelationGetRelationName(rel)),
+				 errhint("Detach it and attach a table.")));
+	source->relid = relid;
+	source->owner = rel->rd_rel->relowner;
+	source->table = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+											   RelationGetRelationName(rel));
+
+	it = JsonbIteratorInit(&fields->root);
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			name = pnstrdup(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE && value.type == jbvString)
+			add_field(source, rel, name, pnstrdup(value.val.string.val, value.val.string.len));
+	}
+	if (source->own_ref == NULL || source->ipo_id == NULL)
+		elog(ERROR, "attachment of table %u maps no own_ref or ipo_id", relid);
+	source->record_id_column = outcome_column(rel, outcome, FINI_OUTCOME_RECORD_ID);
+	source->state_column = outcome_column(rel, outcome, FINI_OUTCOME_STATE);
+	source->error_column = outcome_column(rel, outcome, FINI_OUTCOME_ERROR);
+	relation_close(rel, NoLock);
+	return source;
+}
+
+void
+fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow *rows,
+				 MemoryContext into)
+{
+	StringInfoData sql;
+	FiniIdentity saved;
+	ListCell   *cell;
+	HTAB	   *index;
+	Oid			types[1];
+	Datum		args[1];
+	int			rc;
+
+	memset(rows, 0, sizeof(FiniRow) * n);
+	index = index_by_own_ref(n, own_refs);
+
+	initStringInfo(&sql);
+	foreach(cell, source->fields)
+	{
+		FiniField  *field = lfirst(cell);
+
+		appendStringInfo(&sql, "%s%s", cell == list_head(source->fields) ? "SELECT " : ", ",
+						 quote_identifier(field->column));
+	}
+	appendStringInfo(&sql, " FROM ONLY %s WHERE %s = ANY ($1)", source->table,
+					 quote_identifier(source->own_ref->column));
+
+	types[0] = get_array_type(source->own_ref->type);
+	args[0] = PointerGetDatum(typed_array(source->own_ref, n, own_refs));
+
+	fini_identity_enter_owner(&saved, source->owner);
+	rc = SPI_execute_with_args(sql.data, 1, types, args, NULL, false, 0);
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "could not read table %s: %s", source->table, SPI_result_code_string(rc));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *own_ref = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+		OwnRefIndex *found = own_ref ? fini_textmap_find(index, own_ref) : NULL;
+
+		if (found != NULL)
+		{
+			MemoryContext old = MemoryContextSwitchTo(into);
+
+			fini_entry_build(source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, &rows[found->index]);
+			MemoryContextSwitchTo(old);
+		}
+	}
+	SPI_freetuptable(SPI_tuptable);
+	fini_identity_leave(&saved);
+	hash_destroy(index);
+}
+
+void
+fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
+{
+	StringInfoData sql;
+	FiniIdentity saved;
+	Datum	   *column[3];
+	bool	   *nulls[3];
+	const char **own_refs;
+	Oid			types[4];
+	Datum		args[4];
+	int			dims[1];
+	int			lbs[1] = {1};
+	int			rc;
+
+	if (n == 0 || (source->record_id_column == NULL && source->state_column == NULL &&
+				   source->error_column == NULL))
+		return;
+
+	dims[0] = n;
+	own_refs = palloc(sizeof(char *) * n);
+	for (int c = 0; c < 3; c++)
+	{
+		column[c] = palloc(sizeof(Datum) * n);
+		nulls[c] = palloc(sizeof(bool) * n);
+		for (int i = 0; i < n; i++)
+		{
+			const char *text = c == 0 ? outcomes[i].record_id : c == 1 ? outcomes[i].state : outcomes[i].error;
+
+			own_refs[i] = outcomes[i].own_ref;
+			nulls[c][i] = text == NULL;
+			column[c][i] = text != NULL ? CStringGetTextDatum(text) : (Datum) 0;
+		}
+		types[c + 1] = TEXTARRAYOID;
+		args[c + 1] = PointerGetDatum(construct_md_array(column[c], nulls[c], 1, dims, lbs,
+														 TEXTOID, -1, false, TYPALIGN_INT));
+	}
+	types[0] = get_array_type(source->own_ref->type);
+	args[0] = PointerGetDatum(typed_array(source->own_ref, n, own_refs));
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "UPDATE ONLY %s AS t SET ", source->table);
+	append_assignment(&sql, source->record_id_column, "v.r");
+	append_assignment(&sql, source->state_column, "v.s");
+	append_assignment(&sql, source->error_column, "v.e");
+	sql.len -= 2;				/* the last comma */
+	sql.data[sql.len] = '\0';
+	appendStringInfo(&sql, " FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4)) AS v(k, r, s, e) WHERE t.%s = v.k",
+					 quote_identifier(source->own_ref->column));
+
+	fini_identity_enter_owner(&saved, source->owner);
+	writing_back = true;
+	PG_TRY();
+	{
+		/* deferred triggers would otherwise run at commit, with other rights */
+		rc = SPI_execute("SET CONSTRAINTS ALL IMMEDIATE", false, 0);
+		if (rc == SPI_OK_UTILITY)
+			rc = SPI_execute_with_args(sql.data, 4, types, args, NULL, false, 0);
+	}
+	PG_FINALLY();
+	{
+		writing_back = false;
+	}
+	PG_END_TRY();
+	if (rc != SPI_OK_UPDATE)
+		elog(ERROR, "could not write to table %s: %s", source->table, SPI_result_code_string(rc));
+	fini_identity_leave(&saved);
+}
+
+void
+fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, void *arg)
+{
+	StringInfoData sql;
+	FiniIdentity saved;
+	Portal		portal;
+	Oid			types[1];
+	Datum		args[1];
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT %s, %s FROM ONLY %s",
+					 quote_identifier(source->own_ref->column), quote_identifier(source->ipo_id->column),
+					 source->table);
+	if (ipo_id != NULL)
+		appendStringInfo(&sql, " WHERE %s = $1", quote_identifier(source->ipo_id->column));
+	types[0] = source->ipo_id->type;
+	if (ipo_id != NULL)
+	{
+		Oid			input;
+		Oid			ioparam;
+
+		getTypeInputInfo(source->ipo_id->type, &input, &ioparam);
+		args[0] = OidInputFunctionCall(input, unconstify(char *, ipo_id), ioparam, -1);
+	}
+
+	fini_identity_enter_owner(&saved, source->owner);
+	portal = SPI_cursor_open_with_args(NULL, sql.data, ipo_id != NULL ? 1 : 0, types, args, NULL, false, 0);
+	for (;;)
+	{
+		char	  **own_refs;
+		char	  **ipo_ids;
+		int			n;
+		SPITupleTable *table;
+
+		SPI_cursor_fetch(portal, true, SCAN_BATCH);
+		n = (int) SPI_processed;
+		if (n == 0)
+			break;
+		table = SPI_tuptable;
+		own_refs = palloc(sizeof(char *) * n);
+		ipo_ids = palloc(sizeof(char *) * n);
+		for (int i = 0; i < n; i++)
+		{
+			own_refs[i] = SPI_getvalue(table->vals[i], table->tupdesc, 1);
+			ipo_ids[i] = SPI_getvalue(table->vals[i], table->tupdesc, 2);
+			if (ipo_ids[i] == NULL)
+				ipo_ids[i] = "";
+		}
+		/* what the caller does is its own work, with its own rights */
+		fini_identity_leave(&saved);
+		fn(arg, n, own_refs, ipo_ids);
+		fini_identity_enter_owner(&saved, source->owner);
+		SPI_freetuptable(table);
+		for (int i = 0; i < n; i++)
+			pfree(own_refs[i]);
+		pfree(own_refs);
+		pfree(ipo_ids);
+	}
+	SPI_cursor_close(portal);
+	fini_identity_leave(&saved);
+}
+
+bool
+fini_source_writing_back(void)
+{
+	return writing_back;
+}
+
+static void
+add_field(FiniSource *source, Relation rel, const char *name, const char *column)
+{
+	FiniField  *field = palloc0(sizeof(FiniField));
+
+	field->name = name;
+	field->column = column;
+	field->kind = fini_source_field_kind(name);
+	field->attnum = column_number(rel, column);
+	field->type = getBaseType(TupleDescAttr(RelationGetDescr(rel), field->attnum - 1)->atttypid);
+	if (field->kind == FINI_FIELD_OWN_REF)
+	{
+		source->own_ref = field;
+		source->fields = lcons(field, source->fields);
+		return;
+	}
+	if (field->kind == FINI_FIELD_IPO_ID)
+		source->ipo_id = field;
+	source->fields = lappend(source->fields, field);
+}
+
+static const char *
+outcome_column(Relation rel, Jsonb *outcome, const char *key)
+{
+	char	   *column = fini_answer_field(&outcome->root, key);
+
+	if (column != NULL)
+		(void) column_number(rel, column);
+	return column;
+}
+
+static AttrNumber
+column_number(Relation rel, const char *column)
+{
+	AttrNumber	attnum = get_attnum(RelationGetRelid(rel), column);
+
+	if (attnum <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of table \"%s\" does not exist any more", column, RelationGetRelationName(rel)),
+				 errhint("Attach the table again with a mapping that fits.")));
+	return attnum;
+}
+
+/* texts as an array of the field's type */
+static ArrayType *
+typed_array(const FiniField *field, int n, const char *const *texts)
+{
+	Datum	   *values = palloc(sizeof(Datum) * n);
+	Oid			input;
+	Oid			ioparam;
+	int16		typlen;
+	bool		typbyval;
+	char		typalign;
+	FmgrInfo	finfo;
+
+	getTypeInputInfo(field->type, &input, &ioparam);
+	fmgr_info(input, &finfo);
+	for (int i = 0; i < n; i++)
+		values[i] = InputFunctionCall(&finfo, unconstify(char *, texts[i]), ioparam, -1);
+	get_typlenbyvalalign(field->type, &typlen, &typbyval, &typalign);
+	return construct_array(values, n, field->type, typlen, typbyval, typalign);
+}
+
+static HTAB *
+index_by_own_ref(int n, const char *const *own_refs)
+{
+	HTAB	   *index = fini_textmap_create("own_refs", n, sizeof(OwnRefIndex), CurrentMemoryContext);
+
+	for (int i = 0; i < n; i++)
+		((OwnRefIndex *) fini_textmap_enter(index, own_refs[i], NULL))->index = i;
+	return index;
+}
+
+/* NULL leaves a column alone, an empty text clears it */
+static void
+append_assignment(StringInfo sql, const char *column, const char *alias)
+{
+	if (column == NULL)
+		return;
+	appendStringInfo(sql, "%s = CASE WHEN %s IS NULL THEN t.%s ELSE nullif(%s, '') END, ",
+					 quote_identifier(column), alias, quote_identifier(column), alias);
+}

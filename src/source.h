@@ -1,0 +1,109 @@
+/*
+ * source.h
+ *		A user's table as a source of applications, and as the place where
+ *		outcomes are written back.
+ *
+ * A FiniSource is made for one piece of work inside one transaction and goes
+ * with the memory context it was made in: it follows whatever happened to the
+ * table and the mapping since the last time.
+ */
+#ifndef FINI_SOURCE_H
+#define FINI_SOURCE_H
+
+#include "postgres.h"
+
+#include "nodes/pg_list.h"
+#include "utils/jsonb.h"
+
+#include "secret.h"
+
+/* keys of an attachment's outcome object */
+#define FINI_OUTCOME_RECORD_ID	"record_id"
+#define FINI_OUTCOME_STATE		"state"
+#define FINI_OUTCOME_ERROR		"error"
+
+typedef enum FiniFieldKind
+{
+	FINI_FIELD_OWN_REF,
+	FINI_FIELD_IPO_ID,
+	FINI_FIELD_QUANTITY,
+	FINI_FIELD_FIRM_ID,
+	FINI_FIELD_PERSONAL,		/* one of the five, for a single applicant */
+	FINI_FIELD_ID_LIST,
+	FINI_FIELD_EXTRA,			/* an object of further fields */
+	FINI_FIELD_OTHER			/* passed through */
+} FiniFieldKind;
+
+typedef struct FiniField
+{
+	const char *name;			/* FINI's */
+	const char *column;
+	FiniFieldKind kind;
+	AttrNumber	attnum;
+	Oid			type;			/* base type */
+} FiniField;
+
+typedef struct FiniSource
+{
+	Oid			relid;
+	Oid			owner;
+	char	   *table;			/* quoted, qualified */
+	List	   *fields;			/* of FiniField; own_ref first, ipo_id second */
+	FiniField  *own_ref;
+	FiniField  *ipo_id;
+	const char *record_id_column;	/* NULL: not written back */
+	const char *state_column;
+	const char *error_column;
+} FiniSource;
+
+/* one row, ready to be sent or with the reason why it cannot be */
+typedef struct FiniRow
+{
+	bool		found;
+	const char *ipo_id;
+	FiniBuffer *entry;			/* the entry's members without braces: "ipoID":…,… */
+	const char *problem;		/* NULL: fine; else a local error code */
+	const char *problem_text;
+} FiniRow;
+
+/* an outcome for one row; NULL leaves the column alone, "" clears it */
+typedef struct FiniOutcome
+{
+	const char *own_ref;
+	const char *record_id;
+	const char *state;
+	const char *error;
+} FiniOutcome;
+
+/* FINI's name to the standard column of that meaning, NULL when there is none */
+extern const char *fini_source_standard_column(const char *field);
+extern FiniFieldKind fini_source_field_kind(const char *field);
+
+/*
+ * The source of an attached table.  Raises an error when the table is not
+ * attached, has gone, or no longer has what the mapping names.
+ */
+extern FiniSource *fini_source_open(Oid relid);
+
+/*
+ * Read rows by own_ref, as the table's owner: rows[i] for own_refs[i], what
+ * they point to in the context given.  In the caller's SPI connection, under a
+ * new snapshot; locks no row.
+ */
+extern void fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow *rows,
+							 MemoryContext into);
+
+/* write outcomes back, as the table's owner; in the caller's SPI connection */
+extern void fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes);
+
+/*
+ * Call fn with own_refs and ipo_ids of the table's rows, as the table's owner,
+ * some thousand at a time.
+ */
+typedef void (*FiniSourceBatch) (void *arg, int n, char **own_refs, char **ipo_ids);
+extern void fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, void *arg);
+
+/* is our own write-back running, so that triggers need not look? */
+extern bool fini_source_writing_back(void);
+
+#endif							/* FINI_SOURCE_H */

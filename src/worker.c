@@ -1,0 +1,392 @@
+/*
+ * worker.c
+ *		The life of a worker.
+ *
+ * It connects to its database, or waits until that exists; waits until the
+ * extension exists; takes over what a former worker left; then runs one loop:
+ * look at what the database allows, keep token and key fresh, find out what is
+ * in doubt, send, and wait for its latch, its sockets or the next due moment.
+ *
+ * Whatever goes wrong beyond what the modules below handle ends the process.
+ * The postmaster starts it again, and what was under way is then in doubt,
+ * which is the one case that has to be right anyway.  A worker that keeps
+ * failing pauses longer before it begins.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_db_role_setting.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/ps_status.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "compat.h"
+#include "find.h"
+#include "flight.h"
+#include "http.h"
+#include "settings.h"
+#include "shared.h"
+#include "token.h"
+#include "worker.h"
+
+#define RESTART_SECONDS		1
+#define LOOK_MS				10000	/* look at the queue although nobody called: prepared transactions */
+#define WATCH_MS			2000	/* look for a database that does not exist yet */
+#define MAX_PAUSE_MS		30000	/* before a worker that keeps failing begins again */
+
+static FiniSlotShared *slot;
+
+static void set_state(FiniWorkerState state);
+static void claim_slot(void);
+static void release_slot(int code, Datum arg);
+static void watch_for_database(void) pg_attribute_noreturn();
+static void pause_after_failures(void);
+static bool database_exists(const char *name);
+static void prepare_session(void);
+static bool extension_exists(void);
+static uint32 database_settings(void);
+static void wait_for_wake(long timeout_ms);
+static void take_requests(void);
+static void run(void) pg_attribute_noreturn();
+static void reload_configuration(void);
+static long shortest(long a, long b);
+
+void
+fini_worker_init(void)
+{
+	BackgroundWorker worker = {0};
+
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = RESTART_SECONDS;
+	strlcpy(worker.bgw_library_name, "fini", sizeof(worker.bgw_library_name));
+	strlcpy(worker.bgw_function_name, "fini_worker_main", sizeof(worker.bgw_function_name));
+	strlcpy(worker.bgw_type, "fini worker", sizeof(worker.bgw_type));
+	for (int i = 0; i < fini_shared_slots(); i++)
+	{
+		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "fini worker %d", i + 1);
+		worker.bgw_main_arg = Int32GetDatum(i);
+		RegisterBackgroundWorker(&worker);
+	}
+}
+
+void
+fini_worker_main(Datum slot_index)
+{
+	bool		seen;
+
+	slot = fini_shared_slot(DatumGetInt32(slot_index));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	claim_slot();
+
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	seen = slot->database_seen;
+	slot->database_seen = false;	/* until the connection stands */
+	LWLockRelease(fini_shared_slot_lock(slot));
+	if (!seen)
+		watch_for_database();
+
+	BackgroundWorkerInitializeConnection(slot->database, NULL, 0);
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->database_seen = true;
+	slot->database_oid = MyDatabaseId;
+	LWLockRelease(fini_shared_slot_lock(slot));
+
+	pause_after_failures();
+	prepare_session();
+	run();
+}
+
+/* the loop */
+static void
+run(void)
+{
+	bool		recovered = false;
+	bool		armed = false;
+	bool		paused = false;
+	int64		looked_us = 0;
+	uint32		settings = 0;
+	MemoryContext loop_context = AllocSetContextCreate(TopMemoryContext, "fini worker loop", ALLOCSET_DEFAULT_SIZES);
+
+	fini_token_settings_changed(slot);
+	for (;;)
+	{
+		FiniHttpRequest *http;
+		long		timeout = LOOK_MS;
+		bool		quiet;
+
+		MemoryContextReset(loop_context);
+		MemoryContextSwitchTo(loop_context);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+			reload_configuration();
+
+		/* the flag goes down before the look, so that no call is lost */
+		if (pg_atomic_exchange_u32(&slot->wake, 0) != 0 || looked_us == 0 ||
+			fini_monotonic_us() - looked_us > (int64) LOOK_MS * 1000)
+		{
+			uint32		settings_now;
+
+			if (!extension_exists())
+			{
+				set_state(FINI_WORKER_WAITING);
+				looked_us = 0;
+				wait_for_wake(LOOK_MS);
+				continue;
+			}
+			settings_now = database_settings();
+			if (settings != 0 && settings_now != settings && fini_flight_sent() == 0 && !fini_find_busy())
+			{
+				ereport(LOG,
+						(errmsg("fini: settings of database \"%s\" changed, the worker starts again", slot->database)));
+				proc_exit(1);
+			}
+			if (settings == 0)
+				settings = settings_now;
+			fini_flight_look(slot, &armed, &paused);
+			looked_us = fini_monotonic_us();
+			fini_flight_work_arrived();
+			take_requests();
+		}
+
+		timeout = shortest(timeout, fini_token_service(slot));
+		if (armed && !paused)
+		{
+			if (!recovered)
+			{
+				fini_flight_recover();
+				recovered = true;
+			}
+			fini_find_service(slot);
+			fini_flight_dispatch(slot);
+			timeout = shortest(timeout, fini_token_service(slot));
+			timeout = shortest(timeout, fini_find_timeout());
+			timeout = shortest(timeout, fini_flight_timeout());
+		}
+		quiet = fini_flight_count() == 0 && fini_http_running() == 0;
+		set_state(quiet ? FINI_WORKER_IDLE : FINI_WORKER_BUSY);
+
+		/* a call that came while we looked has set the flag and the latch */
+		if (pg_atomic_read_u32(&slot->wake) != 0)
+			timeout = 0;
+		http = fini_http_next(timeout, PG_WAIT_EXTENSION);
+		while (http != NULL)
+		{
+			MemoryContextSwitchTo(loop_context);
+			if (!fini_token_completed(slot, http) && !fini_find_completed(slot, http))
+				(void) fini_flight_completed(slot, http);
+			http = fini_http_next(0, PG_WAIT_EXTENSION);
+		}
+	}
+}
+
+static void
+set_state(FiniWorkerState state)
+{
+	static const char *const activities[] = {"", "waiting for the extension", "idle", "submitting"};
+
+	if (slot->worker_state == state)
+		return;
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->worker_state = state;
+	LWLockRelease(fini_shared_slot_lock(slot));
+	ConditionVariableBroadcast(&slot->changed);
+	pgstat_report_activity(state == FINI_WORKER_BUSY ? STATE_RUNNING : STATE_IDLE, activities[state]);
+}
+
+static void
+claim_slot(void)
+{
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->worker_pid = MyProcPid;
+	slot->worker_procno = fini_compat_my_proc_number();
+	slot->worker_state = FINI_WORKER_WAITING;
+	slot->worker_started_at = GetCurrentTimestamp();
+	LWLockRelease(fini_shared_slot_lock(slot));
+	before_shmem_exit(release_slot, 0);
+	ConditionVariableBroadcast(&slot->changed);
+}
+
+/* only if it is still ours */
+static void
+release_slot(int code, Datum arg)
+{
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	if (slot->worker_pid == MyProcPid)
+	{
+		slot->worker_pid = 0;
+		slot->worker_procno = -1;
+		slot->worker_state = FINI_WORKER_STOPPED;
+		slot->database_oid = InvalidOid;
+	}
+	LWLockRelease(fini_shared_slot_lock(slot));
+	ConditionVariableBroadcast(&slot->changed);
+}
+
+/*
+ * The last attempt to connect failed, most likely because there is no such
+ * database.  Look at the shared catalogs until it is there, quietly; then end,
+ * for a process can connect to one database only.
+ */
+static void
+watch_for_database(void)
+{
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	pgstat_report_activity(STATE_IDLE, "waiting for the database");
+	while (!database_exists(slot->database))
+		wait_for_wake(WATCH_MS);
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->database_seen = true;
+	LWLockRelease(fini_shared_slot_lock(slot));
+	proc_exit(1);
+}
+
+/* a worker that lived for less than a minute before this one failed: wait longer each time */
+static void
+pause_after_failures(void)
+{
+	int			failures;
+	TimestampTz now = GetCurrentTimestamp();
+
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	if (TimestampDifferenceExceeds(slot->last_start_at, now, 60000))
+		slot->starts = 0;
+	slot->last_start_at = now;
+	failures = slot->starts++;
+	LWLockRelease(fini_shared_slot_lock(slot));
+	if (failures > 3)
+		wait_for_wake(Min(MAX_PAUSE_MS, 500 << Min(failures - 3, 6)));
+}
+
+static bool
+database_exists(const char *name)
+{
+	bool		exists;
+
+	StartTransactionCommand();
+	exists = OidIsValid(get_database_oid(name, true));
+	CommitTransactionCommand();
+	return exists;
+}
+
+/* settings of the session that our SQL and the outcomes' texts rely on */
+static void
+prepare_session(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"application_name", "fini worker"},
+		{"DateStyle", "ISO, YMD"},
+		{"IntervalStyle", "postgres"},
+		{"extra_float_digits", "1"},
+		{"bytea_output", "hex"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "5s"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_isolation", "read committed"},
+	};
+
+	for (size_t i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+static bool
+extension_exists(void)
+{
+	bool		exists;
+
+	StartTransactionCommand();
+	exists = OidIsValid(get_extension_oid("fini", true));
+	CommitTransactionCommand();
+	return exists;
+}
+
+/* a hash over what ALTER DATABASE ... SET says of this database; never 0 */
+static uint32
+database_settings(void)
+{
+	uint32		hash = 1;
+	Relation	rel;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	StartTransactionCommand();
+	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(MyDatabaseId));
+	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		if (((Form_pg_db_role_setting) GETSTRUCT(tuple))->setrole == InvalidOid)
+			hash = hash_combine(hash, hash_bytes((unsigned char *) tuple->t_data + tuple->t_data->t_hoff,
+												 tuple->t_len - tuple->t_data->t_hoff));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+	return hash != 0 ? hash : 1;
+}
+
+static void
+wait_for_wake(long timeout_ms)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout_ms, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+		reload_configuration();
+}
+
+/* what backends have asked of us by flags */
+static void
+take_requests(void)
+{
+	if (pg_atomic_exchange_u32(&slot->resume, 0) != 0)
+		fini_flight_resume_endpoints();
+}
+
+static void
+reload_configuration(void)
+{
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+	if (fini_shared_my_slot() != NULL)
+		fini_token_settings_changed(slot);
+}
+
+static long
+shortest(long a, long b)
+{
+	if (a < 0)
+		return b;
+	if (b < 0)
+		return a;
+	return Min(a, b);
+}
