@@ -157,6 +157,12 @@ SELECT regexp_replace(fini.encrypt_fields(('[' || t || ']')::json, :key, :iv), '
        regexp_replace('[' || t || ']', '("idNum":)"\d+"', '\1""', 'g') AS same
 FROM p;
 
+-- many values in one payload, short and long: each as if it were alone
+SELECT count(*) AS values, count(*) FILTER (WHERE e->>'idNum' = fini.encrypt_field(e->>'n', :key, :iv)) AS same
+FROM json_array_elements(fini.encrypt_fields((
+		SELECT json_agg(json_build_object('n', v, 'idNum', v))
+		FROM (SELECT repeat(chr(33 + i % 90), i % 20) || i AS v FROM generate_series(1, 3000) i) s), :key, :iv)::json) e;
+
 -- the meaning of a value is encrypted, however it is written
 SELECT fini.encrypt_fields('{"idNum":"\u9673\ud83d\ude00\"\\\b\f\n\r\t\/A"}', :key, :iv) =
        '{"idNum":"' || fini.encrypt_field(U&'\9673\+01F600"' || E'\\\b\f\n\r\t/A', :key, :iv) || '"}' AS same;
@@ -272,12 +278,13 @@ FROM (VALUES
 (7, 'GUID with hyphens', 'fini.sign(decode(repeat(''00'', 32), ''hex''), ''SECRET'', ''cbbfb2af-a209-4b14-a7c6-b66a0a399034'', 1)'),
 (8, 'request ID not hexadecimal', 'fini.sign(decode(repeat(''00'', 32), ''hex''), ''SECRET'', repeat(''g'', 32), 1)'),
 (9, 'request ID too long', 'fini.sign(decode(repeat(''00'', 32), ''hex''), ''SECRET'', repeat(''0'', 33), 1)'),
-(10, 'key not base64', 'fini.wrap_key($, ''SECRET'')'),
-(11, 'key empty', 'fini.wrap_key($, '''')'),
-(12, 'key not DER', 'fini.wrap_key($, ''U0VDUkVU'')'),
-(13, 'key too long', 'fini.wrap_key($, repeat(''AAAA'', 10000))'),
-(14, 'RSA of 1024 bits', 'fini.wrap_key($, ''MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDR+iCQ5/2790miB/8UMTTmeyK18SonfJiiuQGRdXCTzzZrhmnCL6/M8UN6i7kfF3IV5XjUUai5reVSBW9sRQZjiS4N+AYzF0NN+cKAdBk9QzHTQ1fGyfEWX86uMhNpp1Qmc4poHkl32gqyxB+lmbYH/zTrp8F5Frxb09KzxRGdZwIDAQAB'')'),
-(15, 'elliptic curve', 'fini.wrap_key($, ''MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf5ZSjR7wvZ114eon8BXwO/IugJa1RIX31kiLieqc01WNyuJeFczy9VMJoHjrLhOa5cHG/uX7jZQp5O1Nu/R9Qg=='')')) v(i, what, expression),
+(10, 'request ID and more', 'fini.sign(decode(repeat(''00'', 32), ''hex''), ''SECRET'', repeat(''0'', 32) || ''-'', 1)'),
+(11, 'key not base64', 'fini.wrap_key($, ''SECRET'')'),
+(12, 'key empty', 'fini.wrap_key($, '''')'),
+(13, 'key not DER', 'fini.wrap_key($, ''U0VDUkVU'')'),
+(14, 'key too long', 'fini.wrap_key($, repeat(''AAAA'', 10000))'),
+(15, 'RSA of 1024 bits', 'fini.wrap_key($, ''MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDR+iCQ5/2790miB/8UMTTmeyK18SonfJiiuQGRdXCTzzZrhmnCL6/M8UN6i7kfF3IV5XjUUai5reVSBW9sRQZjiS4N+AYzF0NN+cKAdBk9QzHTQ1fGyfEWX86uMhNpp1Qmc4poHkl32gqyxB+lmbYH/zTrp8F5Frxb09KzxRGdZwIDAQAB'')'),
+(16, 'elliptic curve', 'fini.wrap_key($, ''MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf5ZSjR7wvZ114eon8BXwO/IugJa1RIX31kiLieqc01WNyuJeFczy9VMJoHjrLhOa5cHG/uX7jZQp5O1Nu/R9Qg=='')')) v(i, what, expression),
      pg_temp.try(replace(expression, '$', ltrim(:'args', ', '))) t
 ORDER BY i;
 

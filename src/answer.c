@@ -115,12 +115,15 @@ fini_answer_field_jsonb(JsonbContainer *object, const char *name)
 Jsonb *
 fini_answer_jsonb(JsonbContainer *object)
 {
+	JsonbIterator *it = JsonbIteratorInit(object);
+	JsonbParseState *state = NULL;
+	JsonbIteratorToken token;
 	JsonbValue	value;
+	JsonbValue *result = NULL;
 
-	value.type = jbvBinary;
-	value.val.binary.data = object;
-	value.val.binary.len = 0;	/* not looked at when it is iterated over */
-	return JsonbValueToJsonb(&value);
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+		result = pushJsonbValue(&state, token, token < WJB_BEGIN_ARRAY ? &value : NULL);
+	return JsonbValueToJsonb(result);
 }
 
 /*

@@ -16,6 +16,7 @@
 #include "settings.h"
 #include "stat.h"
 
+static void prepare(FiniCall *call, FiniAccess *access);
 static void judge(FiniCall *call);
 static void count(const FiniCall *call);
 static JsonbContainer *payload_container(FiniCall *call);
@@ -42,48 +43,9 @@ fini_call_send(FiniCall *call, FiniAccess *access)
 {
 	MemoryContext old;
 
-	/* the last attempt's leavings */
-	MemoryContextReset(call->attempt);
-	call->envelope = NULL;
-	call->answer = NULL;
+	prepare(call, access);
 	old = MemoryContextSwitchTo(call->attempt);
-
-	PG_TRY();
-	{
-		memset(&call->http, 0, sizeof(call->http));
-		call->http.owner = call;
-		call->http.url = fini_settings_url(call->path);
-		call->http.content_type = "application/json";
-		if (call->sealed)
-		{
-			call->envelope = fini_envelope_seal(call->payload->data, call->payload->len,
-												call->request_id,
-												access->public_key, access->public_key_len,
-												access->clock_offset_ms);
-			call->http.body = call->envelope->body->data;
-			call->http.body_len = call->envelope->body->len;
-		}
-		else if (call->payload != NULL)
-		{
-			call->http.body = fini_encoding_to_utf8(call->payload->data, call->payload->len,
-													&call->http.body_len);
-			if (call->http.body == NULL)
-				ereport(ERROR,
-						(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
-						 errmsg("the request has a character without equivalent in UTF-8")));
-		}
-		call->http.headers = fini_call_headers(access, call->envelope);
-		call->token_generation = access->token_generation;
-		call->key_generation = access->key_generation;
-		call->sendings++;
-		fini_http_start(&call->http);
-	}
-	PG_CATCH();
-	{
-		fini_throttle_give_back(&call->ticket);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	fini_http_start(&call->http);
 	MemoryContextSwitchTo(old);
 }
 
@@ -139,8 +101,10 @@ fini_call_perform(FiniCall *call, FiniSlotShared *slot)
 				fini_throttle_give_back(&call->ticket);
 				continue;
 			}
-			fini_call_send(call, access);
+			prepare(call, access);
+			MemoryContextSwitchTo(call->attempt);
 			fini_http_perform(&call->http, PG_WAIT_EXTENSION);
+			MemoryContextSwitchTo(call->context);
 			fini_call_finish(call, slot);
 			if ((call->verdict != FINI_VERDICT_NEW_TOKEN && call->verdict != FINI_VERDICT_NEW_KEY) ||
 				call->sendings > 1)
@@ -268,6 +232,56 @@ fini_call_url_encode(const char *text)
 	}
 	*out = '\0';
 	return dst;
+}
+
+/* seal, and fill the HTTP request in; the ticket is given back on error */
+static void
+prepare(FiniCall *call, FiniAccess *access)
+{
+	MemoryContext old;
+
+	/* the last attempt's leavings */
+	MemoryContextReset(call->attempt);
+	call->envelope = NULL;
+	call->answer = NULL;
+	old = MemoryContextSwitchTo(call->attempt);
+
+	PG_TRY();
+	{
+		memset(&call->http, 0, sizeof(call->http));
+		call->http.owner = call;
+		call->http.url = fini_settings_url(call->path);
+		call->http.content_type = "application/json";
+		if (call->sealed)
+		{
+			call->envelope = fini_envelope_seal(call->payload->data, call->payload->len,
+												call->request_id,
+												access->public_key, access->public_key_len,
+												access->clock_offset_ms);
+			call->http.body = call->envelope->body->data;
+			call->http.body_len = call->envelope->body->len;
+		}
+		else if (call->payload != NULL)
+		{
+			call->http.body = fini_encoding_to_utf8(call->payload->data, call->payload->len,
+													&call->http.body_len);
+			if (call->http.body == NULL)
+				ereport(ERROR,
+						(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+						 errmsg("the request has a character without equivalent in UTF-8")));
+		}
+		call->http.headers = fini_call_headers(access, call->envelope);
+		call->token_generation = access->token_generation;
+		call->key_generation = access->key_generation;
+		call->sendings++;
+	}
+	PG_CATCH();
+	{
+		fini_throttle_give_back(&call->ticket);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
 }
 
 /* open and parse the answer, and set verdict, code and message */

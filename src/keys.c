@@ -230,8 +230,8 @@ required(const char *value, const char *setting)
 	if (value == NULL || value[0] == '\0')
 		ereport(ERROR,
 				(errcode(FINI_ERRCODE_NOT_CONFIGURED),
-				 errmsg("setting \"%s\" is missing", setting),
-				 errhint("Set it with ALTER DATABASE ... SET, or in the server's configuration.")));
+				 errmsg("%s is not set", setting),
+				 errhint("Set it with ALTER DATABASE ... SET %s = '...'.", setting)));
 	return value;
 }
 

@@ -102,6 +102,12 @@ fini_shared_my_slot(void)
 	return my_slot;
 }
 
+void
+fini_shared_set_my_slot(FiniSlotShared *slot)
+{
+	my_slot = slot;
+}
+
 FiniSlotShared *
 fini_shared_require_slot(void)
 {

@@ -92,6 +92,9 @@ extern LWLock *fini_shared_slot_lock(const FiniSlotShared *slot);
 /* the slot of the current database, or NULL when it is not in fini.databases */
 extern FiniSlotShared *fini_shared_my_slot(void);
 
+/* for a worker, which knows its slot and looks nothing up outside a transaction */
+extern void fini_shared_set_my_slot(FiniSlotShared *slot);
+
 /* the same, raising FINI_ERRCODE_NO_WORKER with advice when there is none */
 extern FiniSlotShared *fini_shared_require_slot(void);
 

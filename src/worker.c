@@ -117,6 +117,7 @@ fini_worker_main(Datum slot_index)
 	slot->database_oid = MyDatabaseId;
 	LWLockRelease(fini_shared_slot_lock(slot));
 
+	fini_shared_set_my_slot(slot);
 	pause_after_failures();
 	prepare_session();
 	run();
@@ -377,7 +378,7 @@ reload_configuration(void)
 {
 	ConfigReloadPending = false;
 	ProcessConfigFile(PGC_SIGHUP);
-	if (fini_shared_my_slot() != NULL)
+	if (OidIsValid(MyDatabaseId))
 		fini_token_settings_changed(slot);
 }
 

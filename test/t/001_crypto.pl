@@ -147,7 +147,7 @@ sub key_files
 	my $good = "$dir/own2048.pem";
 	my $jwks = "select fini.jwks('agent', now() + '30 days')";
 
-	fails($jwks, qr/IP001.*setting "fini.agent_key_file" is missing/s, 'no key file');
+	fails($jwks, qr/IP001.*fini.agent_key_file is not set/s, 'no key file');
 	fails($jwks, qr/IP001.*agent and machine profile have the same key.*a key pair of its own/s, 'one key for both profiles', $good, $good);
 	system_or_bail('openssl', 'rsa', '-in', $good, '-traditional', '-out', "$dir/traditional.pem");
 	chmod 0600, "$dir/traditional.pem";
