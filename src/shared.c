@@ -154,7 +154,8 @@ fini_shared_wake_at_commit(void)
 		RegisterXactCallback(on_transaction_end, NULL);
 		xact_callback_registered = true;
 	}
-	wake_at_commit = true;
+	/* looked up now: at commit there is no transaction any more to do it in */
+	wake_at_commit = fini_shared_my_slot() != NULL;
 }
 
 void

@@ -40,7 +40,7 @@ sub main
 		q{select fini.create_subscription_table('applications')},
 		q{select fini.attach('applications')});
 
-	heading("$rows applications");
+	heading(commas($rows) . ' applications');
 	my $began = time;
 	load();
 	watch();
@@ -149,7 +149,7 @@ sub progress_line
 	my $elapsed = time - $began;
 	return sprintf '[%s%s] %3d %%  %s', '#' x $filled, '.' x ($width - $filled), $all ? 100 * $settled / $all : 0,
 	  join('  ', map { "$_ " . commas($count{$_}) } grep { $count{$_} } qw(queued sending unknown accepted rejected failed cancelled))
-	  . ($elapsed > 0.2 ? '  ' . commas($settled / $elapsed) . '/s' : '');
+	  . ($settled && $elapsed > 0.2 ? '  ' . commas($settled / $elapsed) . '/s' : '');
 }
 
 sub outcome
@@ -207,7 +207,9 @@ sub requests
 	heading('Requests and their latencies');
 	if (query(q{select to_regclass('fini.stat_endpoint') is not null}) eq 't')
 	{
-		table('select * from fini.stat_endpoint where calls > 0 order by 1');
+		table(q{select endpoint, calls, errors, retries, throttled, entries, pg_size_pretty(bytes) as bytes, round(mean_ms::numeric, 1) as mean_ms,
+			round(p50_ms::numeric, 1) as p50_ms, round(p95_ms::numeric, 1) as p95_ms, round(p99_ms::numeric, 1) as p99_ms
+			from fini.stat_endpoint where calls > 0 order by 1});
 		return;
 	}
 	table(q{select endpoint, count(*) as requests, sum(entries) as entries, sum(attempts) as attempts,
