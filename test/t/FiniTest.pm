@@ -177,7 +177,7 @@ sub load_dump
 	my $file = "$self->{sandbox}{dir}/dump.ndjson";
 	FiniSandbox::write_file($file, $self->{sandbox}->dump_raw(%filter));
 	# JSON holds no raw control characters, so these leave every line whole
-	$self->sql("drop table if exists $table; create table $table (r jsonb not null);"
+	$self->sql("set client_min_messages = warning; drop table if exists $table; create table $table (r jsonb not null);"
 		  . " set client_encoding = 'UTF8';"
 		  . " copy $table from '$file' (format csv, delimiter e'\\x02', quote e'\\x01')");
 	unlink $file;
