@@ -70,6 +70,7 @@ CREATE TABLE fini.request (
 	operation	text,
 	members		bigint[]
 );
+ALTER TABLE fini.request ALTER COLUMN members SET STORAGE EXTERNAL;
 CREATE INDEX request_open ON fini.request (state) WHERE state IN ('sending', 'unknown');
 COMMENT ON TABLE fini.request IS 'one row per sealed HTTP request of the worker, written before its first byte leaves';
 
@@ -370,7 +371,7 @@ BEGIN
 	), cancelled AS (
 		UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'withdrawn',
 			error_message = 'withdrawn before it was sent'
-		FROM gone WHERE s.id = gone.id
+		WHERE s.id = ANY (ARRAY(SELECT id FROM gone))
 		RETURNING s.id
 	)
 	SELECT array_agg(id) INTO cancelled_ids FROM cancelled;
@@ -414,7 +415,7 @@ BEGIN
 	), cancelled AS (
 		UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'cancelled',
 			error_message = 'cancelled before it was sent'
-		FROM gone WHERE s.id = gone.id
+		WHERE s.id = ANY (ARRAY(SELECT id FROM gone))
 		RETURNING s.id
 	)
 	SELECT array_agg(id) INTO ids FROM cancelled;

@@ -467,7 +467,7 @@ claim_group(FiniFlight *flight, const FiniGroup *group)
 	flight->batch.operation = group->operation;
 	flight->batch.count = 0;
 	fini_outbox_claim(&flight->batch, limit, flight->context);
-	return flight->batch.members != NULL && flight->batch.members[0].id != 0;
+	return flight->batch.members != NULL;
 }
 
 static void

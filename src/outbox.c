@@ -8,6 +8,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/plancache.h"
 
 #include "compat.h"
 #include "outbox.h"
@@ -47,7 +48,7 @@ fini_outbox_execute(FiniStatement *statement, Datum *values, const char *nulls, 
 	if (statement->plan == NULL)
 	{
 		statement->plan = SPI_prepare_cursor(statement->sql, statement->nargs, statement->types,
-											 CURSOR_OPT_GENERIC_PLAN);
+											 statement->keep_plan ? CURSOR_OPT_GENERIC_PLAN : CURSOR_OPT_CUSTOM_PLAN);
 		if (statement->plan == NULL || SPI_keepplan(statement->plan) != 0)
 			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
 	}
@@ -55,6 +56,29 @@ fini_outbox_execute(FiniStatement *statement, Datum *values, const char *nulls, 
 	if (rc < 0)
 		elog(ERROR, "could not execute: %s", SPI_result_code_string(rc));
 	AtEOXact_GUC(false, guc_level);
+	return rc;
+}
+
+int
+fini_outbox_execute_once(const char *sql, int nargs, Oid *types, Datum *values)
+{
+	int			guc_level = NewGUCNestLevel();
+	SPIPlanPtr	plan;
+	CachedPlan *planned;
+	int			rc;
+
+	plan_for_indexes();
+	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
+	/* planned here, kept in the cache, found there again below */
+	planned = SPI_plan_get_cached_plan(plan);
+	if (planned != NULL)
+		ReleaseCachedPlan(planned, NULL);	/* no owner: the plan is not saved */
+	AtEOXact_GUC(false, guc_level);
+
+	rc = SPI_execute_plan(plan, values, NULL, false, 0);
+	SPI_freeplan(plan);
 	return rc;
 }
 

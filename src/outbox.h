@@ -147,18 +147,27 @@ extern void fini_outbox_write_back(const FiniBatch *batch);
 /* --- shared by them (outbox.c) --- */
 
 /*
- * Execute a statement prepared at its first use, planned for index scans
- * whatever the statistics say: the outbox may have been empty a moment ago.
+ * A statement prepared at its first use.  It is planned for index scans, and
+ * anew each time it is executed: the outbox may have been empty a moment ago,
+ * and a plan made then would go through all of it now.  Statements whose plan
+ * cannot depend on sizes keep the first one.
  */
 typedef struct FiniStatement
 {
 	const char *sql;
 	int			nargs;
 	Oid			types[8];
+	bool		keep_plan;
 	SPIPlanPtr	plan;
 } FiniStatement;
 
 extern int	fini_outbox_execute(FiniStatement *statement, Datum *values, const char *nulls, long limit);
+
+/*
+ * Execute once, planned for index scans as well; but the planner's settings
+ * are back in place when it runs, for it may run a user's triggers.
+ */
+extern int	fini_outbox_execute_once(const char *sql, int nargs, Oid *types, Datum *values);
 
 extern Datum fini_outbox_text_array(int n, char *const *texts);
 extern Datum fini_outbox_int8_array(int n, const int64 *values);

@@ -4,7 +4,8 @@
  *		had taken out.
  *
  * A claim never waits for a lock: a queue row that somebody else is working on
- * is passed over.  It takes the first operation of an own_ref only, and none
+ * is passed over.  Its statements are simple on purpose: without statistics, a
+ * join with what another part of a statement returns can turn quadratic.  It takes the first operation of an own_ref only, and none
  * while another one is under way.  What stands at FINI by then, not what stood
  * when the operation was asked for, decides what it becomes.
  */
@@ -23,7 +24,8 @@
 #include "outbox.h"
 
 static FiniStatement may_send_statement = {
-	.sql = "SELECT armed, paused FROM fini._may_send()"
+	.sql = "SELECT armed, paused FROM fini._may_send()",
+	.keep_plan = true
 };
 
 /* one step along the index for each group, however many rows it has */
@@ -41,26 +43,30 @@ static FiniStatement next_due_statement = {
 	" WHERE not_before IS NOT NULL ORDER BY not_before LIMIT 1"
 };
 
+static FiniStatement pick_statement = {
+	.sql = "SELECT q.id, q.ctid FROM fini.queue q JOIN fini.submission s ON s.id = q.id"
+	" WHERE q.ipo_id = $1 AND q.operation = $2 AND (q.not_before IS NULL OR q.not_before <= now())"
+	"  AND NOT EXISTS (SELECT FROM fini.submission p WHERE p.own_ref = s.own_ref AND p.id <> s.id"
+	"   AND (p.state IN ('sending', 'unknown') OR (p.state = 'queued' AND p.id < s.id)))"
+	" ORDER BY q.id LIMIT $3 FOR UPDATE OF q SKIP LOCKED",
+	.nargs = 3, .types = {TEXTOID, TEXTOID, INT8OID}
+};
+
 static FiniStatement claim_statement = {
-	.sql = "WITH batch AS MATERIALIZED (SELECT q.id FROM fini.queue q JOIN fini.submission s ON s.id = q.id"
-	"  WHERE q.ipo_id = $1 AND q.operation = $2 AND (q.not_before IS NULL OR q.not_before <= now())"
-	"   AND NOT EXISTS (SELECT FROM fini.submission p WHERE p.own_ref = s.own_ref AND p.id <> s.id"
-	"    AND (p.state IN ('sending', 'unknown') OR (p.state = 'queued' AND p.id < s.id)))"
-	"  ORDER BY q.id LIMIT $3 FOR UPDATE OF q SKIP LOCKED),"
-	" gone AS (DELETE FROM fini.queue q USING batch b WHERE q.ipo_id = $1 AND q.operation = $2 AND q.id = b.id RETURNING q.id)"
-	" UPDATE fini.submission s SET state = 'sending', request_id = $4, attempts = s.attempts + 1,"
+	.sql = "WITH gone AS (DELETE FROM fini.queue WHERE ctid = ANY ($1))"
+	" UPDATE fini.submission s SET state = 'sending', request_id = $3, attempts = s.attempts + 1,"
 	"  sent_at = clock_timestamp(), not_before = NULL, error_code = NULL, error_message = NULL"
-	" FROM gone g WHERE s.id = g.id"
+	" WHERE s.id = ANY ($2)"
 	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts,"
 	"  (SELECT ARRAY[p.operation, p.record_id, p.relation::oid::text] FROM fini.submission p WHERE p.own_ref = s.own_ref"
 	"   AND p.ipo_id = s.ipo_id AND p.id < s.id AND p.state = 'accepted' ORDER BY p.id DESC LIMIT 1)",
-	.nargs = 4, .types = {TEXTOID, TEXTOID, INT8OID, TEXTOID}
+	.nargs = 3, .types = {TIDARRAYOID, INT8ARRAYOID, TEXTOID}
 };
 
 static FiniStatement request_statement = {
 	.sql = "INSERT INTO fini.request (request_id, endpoint, entries, attempts, state, ipo_id, operation, members)"
 	" VALUES ($1, $2, $3, 1, 'sending', $4, $5, $6)",
-	.nargs = 6, .types = {TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, INT8ARRAYOID}
+	.nargs = 6, .types = {TEXTOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, INT8ARRAYOID}, .keep_plan = true
 };
 
 static FiniStatement orphans_statement = {
@@ -136,24 +142,38 @@ fini_outbox_claim(FiniBatch *batch, int limit, MemoryContext into)
 {
 	Datum		values[6];
 	int64	   *ids;
+	Datum	   *tids;
+	bool		isnull;
+	int			picked;
 	int			to_send = 0;
 
 	fini_envelope_request_id(batch->request_id);
 	values[0] = CStringGetTextDatum(batch->ipo_id);
 	values[1] = CStringGetTextDatum(fini_outbox_operation_name(batch->operation));
 	values[2] = Int64GetDatum(limit);
-	values[3] = CStringGetTextDatum(batch->request_id);
+	(void) fini_outbox_execute(&pick_statement, values, NULL, 0);
+	if (SPI_processed == 0)
+		return;
+	picked = (int) SPI_processed;
+	ids = palloc(sizeof(int64) * picked);
+	tids = palloc(sizeof(Datum) * picked);
+	for (int i = 0; i < picked; i++)
+	{
+		ids[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+		/* locked by us, so it stays where it is */
+		tids[i] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
+	}
+	values[0] = PointerGetDatum(construct_array(tids, picked, TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT));
+	values[1] = fini_outbox_int8_array(picked, ids);
+	values[2] = CStringGetTextDatum(batch->request_id);
 	(void) fini_outbox_execute(&claim_statement, values, NULL, 0);
 	members_from_result(batch, into);
-	if (batch->count == 0)
-		return;
 
 	resolve(batch);
 	fini_outbox_read_rows(batch, into);
 	fini_outbox_settle(batch, NULL);
 
 	/* the rest is the request */
-	ids = palloc(sizeof(int64) * batch->count);
 	for (int i = 0; i < batch->count; i++)
 	{
 		if (batch->members[i].state != NULL)

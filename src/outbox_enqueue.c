@@ -22,7 +22,7 @@
 
 static FiniStatement attachment_statement = {
 	.sql = "SELECT fields, outcome FROM fini.attachment WHERE relation = $1",
-	.nargs = 1, .types = {OIDOID}
+	.nargs = 1, .types = {OIDOID}, .keep_plan = true
 };
 
 static FiniStatement insert_statement = {
@@ -30,7 +30,7 @@ static FiniStatement insert_statement = {
 	" SELECT $1, u.r, u.i, 'add' FROM " ROWS_OF("unnest($2), unnest($3)") " AS u(r, i, n) ORDER BY n"
 	" RETURNING id, ipo_id)"
 	" INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, 'add', id FROM new",
-	.nargs = 3, .types = {OIDOID, TEXTARRAYOID, TEXTARRAYOID}
+	.nargs = 3, .types = {OIDOID, TEXTARRAYOID, TEXTARRAYOID}, .keep_plan = true
 };
 
 /*
@@ -42,14 +42,14 @@ static FiniStatement update_statement = {
 	.sql = "WITH u AS MATERIALIZED (SELECT u.r, u.i, u.n, l.* FROM " ROWS_OF("unnest($2), unnest($3)") " AS u(r, i, n)"
 	"  LEFT JOIN LATERAL (SELECT s.id, s.operation, s.state FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
 	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') ORDER BY s.id DESC LIMIT 1) l ON true),"
-	" locked AS MATERIALIZED (SELECT q.id FROM u JOIN fini.queue q ON q.ipo_id = u.i AND q.operation = u.operation AND q.id = u.id"
-	"  WHERE u.state = 'queued' FOR UPDATE OF q),"
+	" locked AS MATERIALIZED (SELECT l.id FROM u, LATERAL (SELECT q.id FROM fini.queue q"
+	"  WHERE q.ipo_id = u.i AND q.operation = u.operation AND q.id = u.id OFFSET 0 FOR UPDATE) l WHERE u.state = 'queued'),"
 	" new AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
 	"  SELECT $1, u.r, u.i, CASE WHEN u.id IS NULL THEN 'add' ELSE 'change' END FROM u"
 	"  WHERE CASE WHEN u.id IS NULL THEN EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
 	"     AND s.operation <> 'invalidate' AND s.state IN ('rejected', 'failed'))"
 	"    WHEN u.operation = 'invalidate' THEN false"
-	"    WHEN u.state = 'queued' THEN NOT EXISTS (SELECT FROM locked WHERE locked.id = u.id)"
+	"    WHEN u.state = 'queued' THEN u.id NOT IN (SELECT id FROM locked)"
 	"    ELSE true END"
 	"  ORDER BY u.n RETURNING id, ipo_id, operation)"
 	" INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM new",
@@ -62,11 +62,12 @@ static FiniStatement unqueue_moved_statement = {
 	"  LATERAL (SELECT s.id, s.operation, s.state, s.ipo_id FROM fini.submission s WHERE s.own_ref = u.o AND s.relation = $1"
 	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') ORDER BY s.id DESC LIMIT 1) l"
 	"  WHERE l.operation <> 'invalidate'),"
-	" gone AS (DELETE FROM fini.queue q USING u WHERE u.state = 'queued' AND u.operation = 'add'"
-	"  AND q.ipo_id = u.ipo_id AND q.operation = 'add' AND q.id = u.id RETURNING q.id),"
+	" gone AS (DELETE FROM fini.queue WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM u, LATERAL (SELECT q.ctid FROM fini.queue q"
+	"  WHERE q.ipo_id = u.ipo_id AND q.operation = 'add' AND q.id = u.id OFFSET 0) l WHERE u.state = 'queued' AND u.operation = 'add'))"
+	"  RETURNING id),"
 	" cancelled AS (UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'moved',"
-	"  error_message = 'own_ref or ipo_id changed before it was sent' FROM gone WHERE s.id = gone.id RETURNING s.id)"
-	" SELECT u.o FROM u WHERE NOT EXISTS (SELECT FROM gone WHERE gone.id = u.id) LIMIT 1",
+	"  error_message = 'own_ref or ipo_id changed before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM gone)) RETURNING s.id)"
+	" SELECT u.o FROM u WHERE u.id NOT IN (SELECT id FROM gone) LIMIT 1",
 	.nargs = 2, .types = {OIDOID, TEXTARRAYOID}
 };
 

@@ -169,7 +169,7 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 	args[0] = PointerGetDatum(typed_array(source->own_ref, n, own_refs));
 
 	fini_identity_enter_owner(&saved, source->owner);
-	rc = SPI_execute_with_args(sql.data, 1, types, args, NULL, false, 0);
+	rc = fini_outbox_execute_once(sql.data, 1, types, args);
 	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "could not read table %s: %s", source->table, SPI_result_code_string(rc));
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -246,7 +246,7 @@ fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
 		/* deferred triggers would otherwise run at commit, with other rights */
 		rc = SPI_execute("SET CONSTRAINTS ALL IMMEDIATE", false, 0);
 		if (rc == SPI_OK_UTILITY)
-			rc = SPI_execute_with_args(sql.data, 4, types, args, NULL, false, 0);
+			rc = fini_outbox_execute_once(sql.data, 4, types, args);
 	}
 	PG_FINALLY();
 	{
