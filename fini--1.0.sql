@@ -76,7 +76,11 @@ COMMENT ON TABLE fini.request IS 'one row per sealed HTTP request of the worker,
 
 CREATE TABLE fini.control (
 	singleton			boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+	created_at			timestamptz NOT NULL DEFAULT clock_timestamp(),
 	system_identifier	bigint,
+	home				text,
+	timeline			integer,
+	doubt_below			bigint NOT NULL DEFAULT 0,
 	armed_at			timestamptz,
 	armed_by			text,
 	paused_at			timestamptz,
@@ -84,7 +88,7 @@ CREATE TABLE fini.control (
 	paused_reason		text
 );
 INSERT INTO fini.control DEFAULT VALUES;
-COMMENT ON TABLE fini.control IS 'whether this cluster may send: armed for its system identifier, and not paused';
+COMMENT ON TABLE fini.control IS 'whether this cluster may send: armed for its system identifier, data directory and timeline, and not paused; operations up to doubt_below are looked for at FINI before they are sent';
 
 CREATE TABLE fini.reconcile_run (
 	run_id			bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -240,21 +244,48 @@ CREATE FUNCTION fini._wake() RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_wake';
 COMMENT ON FUNCTION fini._wake() IS 'wakes this database''s worker when the transaction commits';
 
-CREATE FUNCTION fini._may_send(OUT armed boolean, OUT paused boolean)
-LANGUAGE sql STABLE AS $$
-	SELECT coalesce(c.system_identifier = s.system_identifier, false), c.paused_at IS NOT NULL
-	FROM fini.control c, pg_catalog.pg_control_system() s
+CREATE FUNCTION fini._cluster(OUT system_identifier bigint, OUT home text, OUT timeline integer, OUT streaming boolean)
+LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_cluster';
+COMMENT ON FUNCTION fini._cluster() IS 'which cluster this is: what fini.arm() binds to';
+
+/*
+ * A restored dump has another system identifier, a copied data directory
+ * another home.  A standby that has been promoted has another home too, but a
+ * later timeline and a primary that it streamed from.
+ */
+CREATE FUNCTION fini._may_send(OUT armed boolean, OUT paused boolean, OUT doubt_below bigint)
+LANGUAGE sql VOLATILE AS $$
+	SELECT coalesce(c.system_identifier = k.system_identifier
+					AND (c.home = k.home OR (k.streaming AND k.timeline > c.timeline)), false),
+		c.paused_at IS NOT NULL, c.doubt_below
+	FROM fini.control c, fini._cluster() k
 $$;
 COMMENT ON FUNCTION fini._may_send() IS 'is this cluster armed, and is it paused?';
+
+/*
+ * After a promotion or a restore the outbox can be older than FINI: what is
+ * open in it may have been sent.  The same goes for operations that are older
+ * than the extension in this database: they came with a dump.
+ */
+CREATE FUNCTION fini._adopt_timeline() RETURNS void
+LANGUAGE sql VOLATILE AS $$
+	UPDATE fini.control c SET timeline = k.timeline, home = k.home,
+		doubt_below = coalesce((SELECT max(s.id) FROM fini.submission s WHERE c.timeline IS NOT NULL OR s.created_at < c.created_at), 0)
+	FROM fini._cluster() k
+	WHERE c.timeline IS DISTINCT FROM k.timeline
+$$;
+COMMENT ON FUNCTION fini._adopt_timeline() IS 'on a new timeline, what is open is to be looked for at FINI before it is sent';
 
 CREATE FUNCTION fini.arm() RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	INSERT INTO fini.control DEFAULT VALUES ON CONFLICT DO NOTHING;
-	UPDATE fini.control SET system_identifier = (pg_control_system()).system_identifier,
-		armed_at = clock_timestamp(), armed_by = session_user;
+	SELECT fini._adopt_timeline();
+	UPDATE fini.control c SET system_identifier = k.system_identifier, home = k.home,
+		armed_at = clock_timestamp(), armed_by = session_user
+	FROM fini._cluster() k;
 	SELECT fini._wake();
 $$;
-COMMENT ON FUNCTION fini.arm() IS 'allows this very cluster to submit; a restored or upgraded copy starts disarmed';
+COMMENT ON FUNCTION fini.arm() IS 'allows this very cluster to submit; a restored dump, an upgraded cluster or a copied data directory starts disarmed';
 
 CREATE FUNCTION fini.disarm() RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -652,7 +683,7 @@ DECLARE
 		submit,invalidate,cancel,retry,wait,reconcile,repair}';
 	operator constant text[] := '{jwks,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset}';
 	-- what views and invoker functions of the level call
-	reader_internal constant text[] := '{_worker,_may_send,_stat_endpoint}';
+	reader_internal constant text[] := '{_worker,_cluster,_may_send,_stat_endpoint}';
 	names text[];
 	f regprocedure;
 BEGIN

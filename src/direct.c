@@ -75,11 +75,10 @@ fini_direct_require_armed(void)
 {
 	FiniIdentity saved;
 	bool		armed;
-	bool		paused;
 
 	SPI_connect();
 	fini_identity_enter_extension(&saved);
-	fini_outbox_may_send(&armed, &paused);
+	armed = fini_outbox_may_send().armed;
 	fini_identity_leave(&saved);
 	SPI_finish();
 	if (!armed)

@@ -54,6 +54,7 @@ static JsonbContainer *entry_sent(FiniFlight *flight, int index);
 static void refuse_batch(FiniFlight *flight);
 static void put_back(FiniFlight *flight, const char *code, const char *message);
 static void pause_flight(FiniFlight *flight, EndpointState *endpoint);
+static void give_up_after_limit(FiniFlight *flight);
 static int64 pause_after(int failures);
 static void keep_open_members(FiniFlight *flight);
 static void end_flight(FiniFlight *flight);
@@ -68,6 +69,7 @@ fini_flight_recover(void)
 
 	context = AllocSetContextCreate(TopMemoryContext, "fini recovered", ALLOCSET_DEFAULT_SIZES);
 	fini_flight_begin();
+	fini_outbox_adopt_timeline();
 	batches = fini_outbox_recover(context);
 	fini_flight_commit();
 
@@ -90,12 +92,15 @@ fini_flight_recover(void)
 				(errmsg("fini: %d requests of a former worker are in doubt and will be found out", list_length(batches))));
 }
 
-void
-fini_flight_look(FiniSlotShared *slot, bool *armed, bool *paused)
+bool
+fini_flight_may_send(void)
 {
+	FiniPermission permission;
+
 	fini_flight_begin();
-	fini_outbox_may_send(armed, paused);
+	permission = fini_outbox_may_send();
 	fini_flight_commit();
+	return permission.armed && !permission.paused;
 }
 
 void
@@ -246,6 +251,7 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 			/* once at once; then it is not the token's or the key's fault */
 			if (++flight->failures > 1)
 				pause_flight(flight, endpoint);
+			give_up_after_limit(flight);
 			break;
 		case FINI_VERDICT_LATER:
 			flight->failures++;
@@ -257,6 +263,7 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 						 errdetail("HTTP status %d, code %s: %s", call->http_status, call->code, call->message)));
 			fini_shared_note_error(slot, psprintf("%s not to be had, code %s: %s", fini_endpoint(call->endpoint)->name,
 												  call->code, call->message));
+			give_up_after_limit(flight);
 			break;
 	}
 	fini_flight_commit();
@@ -400,8 +407,7 @@ claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "fini flight", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = CurrentMemoryContext;
 	FiniFlight *flight = MemoryContextAllocZero(context, sizeof(FiniFlight));
-	bool		armed;
-	bool		paused;
+	FiniPermission permission;
 	bool		claimed = false;
 	int64		now = fini_monotonic_us();
 
@@ -409,8 +415,8 @@ claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 	flight->state = FINI_FLIGHT_READY;
 
 	fini_flight_begin();
-	fini_outbox_may_send(&armed, &paused);
-	if (armed && !paused)
+	permission = fini_outbox_may_send();
+	if (permission.armed && !permission.paused)
 	{
 		List	   *groups = fini_outbox_groups(context);
 		ListCell   *cell;
@@ -424,6 +430,14 @@ claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 				claimed = claim_group(flight, group);
 			if (claimed)
 				break;
+		}
+	}
+	for (int i = 0; i < flight->batch.count && flight->state == FINI_FLIGHT_READY; i++)
+	{
+		if (flight->batch.members[i].id <= permission.doubt_below)
+		{
+			flight->state = FINI_FLIGHT_DOUBT;
+			fini_outbox_doubt(&flight->batch, NULL);
 		}
 	}
 	if (!claimed)
@@ -452,7 +466,10 @@ claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	flights = lappend(flights, flight);
 	MemoryContextSwitchTo(old);
-	send_flight(slot, flight, access, ticket);
+	if (flight->state == FINI_FLIGHT_DOUBT)
+		fini_throttle_cancel(ticket);
+	else
+		send_flight(slot, flight, access, ticket);
 	return true;
 }
 
@@ -634,6 +651,22 @@ pause_flight(FiniFlight *flight, EndpointState *endpoint)
 	pause = Max(pause_after(endpoint->failures), flight->call->retry_after_us);
 	endpoint->not_before_us = Max(endpoint->not_before_us, fini_monotonic_us() + pause);
 	flight->not_before_us = endpoint->not_before_us;
+}
+
+/* what was never processed, however often it was sent, is the operator's */
+static void
+give_up_after_limit(FiniFlight *flight)
+{
+	if (flight->failures < fini_guc_max_attempts)
+		return;
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		flight->batch.members[i].state = "failed";
+		flight->batch.members[i].error_code = flight->call->code;
+		flight->batch.members[i].error_message = flight->call->message;
+	}
+	fini_outbox_settle(&flight->batch, flight->call);
+	flight->batch.count = 0;
 }
 
 /* doubling, with jitter so that workers of several databases spread */

@@ -41,8 +41,8 @@ typedef struct FiniFlight
 /* take over what a former worker left open; once, before anything is claimed */
 extern void fini_flight_recover(void);
 
-/* may anything be sent, by what the database says?  Also whether settings changed under us */
-extern void fini_flight_look(FiniSlotShared *slot, bool *armed, bool *paused);
+/* may anything be sent, by what the database says? */
+extern bool fini_flight_may_send(void);
 
 /* send what is ready and claim what can be claimed */
 extern void fini_flight_dispatch(FiniSlotShared *slot);

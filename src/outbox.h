@@ -103,8 +103,18 @@ extern bool fini_outbox_stands(Oid relid);
 
 /* --- the worker's side (outbox_claim.c, outbox_settle.c) --- */
 
-/* may this database's worker send? */
-extern void fini_outbox_may_send(bool *armed, bool *paused);
+/* what the database allows */
+typedef struct FiniPermission
+{
+	bool		armed;
+	bool		paused;
+	int64		doubt_below;	/* operations up to this one are looked for before they are sent */
+} FiniPermission;
+
+extern FiniPermission fini_outbox_may_send(void);
+
+/* on a new timeline, what is open is in doubt from now on */
+extern void fini_outbox_adopt_timeline(void);
 
 /* what could be claimed, oldest first */
 extern List *fini_outbox_groups(MemoryContext into);
@@ -125,7 +135,7 @@ extern List *fini_outbox_recover(MemoryContext into);
  */
 extern void fini_outbox_read_rows(FiniBatch *batch, MemoryContext into);
 
-/* the request has not got a usable answer */
+/* the request has not got a usable answer; or, without a call, may have been sent in another life */
 extern void fini_outbox_doubt(const FiniBatch *batch, const FiniCall *call);
 
 /* it is being sent again */

@@ -24,7 +24,12 @@
 #include "outbox.h"
 
 static FiniStatement may_send_statement = {
-	.sql = "SELECT armed, paused FROM fini._may_send()",
+	.sql = "SELECT armed, paused, doubt_below FROM fini._may_send()",
+	.keep_plan = true
+};
+
+static FiniStatement adopt_statement = {
+	.sql = "SELECT fini._adopt_timeline()",
 	.keep_plan = true
 };
 
@@ -89,18 +94,28 @@ static void read_table(FiniBatch *batch, Oid relid, MemoryContext into);
 static void judge_row(FiniBatch *batch, FiniMember *member);
 static void table_unreadable(FiniBatch *batch, Oid relid, ErrorData *error, MemoryContext into);
 
-void
-fini_outbox_may_send(bool *armed, bool *paused)
+FiniPermission
+fini_outbox_may_send(void)
 {
+	FiniPermission permission = {0};
 	bool		isnull;
 
 	(void) fini_outbox_execute(&may_send_statement, NULL, NULL, 1);
-	*armed = *paused = false;
 	if (SPI_processed == 1)
 	{
-		*armed = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-		*paused = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+		HeapTuple	tuple = SPI_tuptable->vals[0];
+
+		permission.armed = DatumGetBool(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull));
+		permission.paused = DatumGetBool(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull));
+		permission.doubt_below = DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 3, &isnull));
 	}
+	return permission;
+}
+
+void
+fini_outbox_adopt_timeline(void)
+{
+	(void) fini_outbox_execute(&adopt_statement, NULL, NULL, 0);
 }
 
 List *

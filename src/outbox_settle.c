@@ -138,17 +138,19 @@ fini_outbox_doubt(const FiniBatch *batch, const FiniCall *call)
 {
 	int64	   *ids = palloc(sizeof(int64) * Max(1, batch->count));
 	Datum		values[5];
+	const char *code = call != NULL ? call->code : "new_timeline";
+	const char *message = call != NULL ? call->message : "";
 
 	values[0] = CStringGetTextDatum(batch->request_id);
-	values[1] = Int32GetDatum(call->http_status);
-	values[2] = CStringGetTextDatum(call->code);
-	values[3] = CStringGetTextDatum(call->message);
-	values[4] = Int64GetDatum(call->http.duration_us);
+	values[1] = Int32GetDatum(call != NULL ? call->http_status : 0);
+	values[2] = CStringGetTextDatum(code);
+	values[3] = CStringGetTextDatum(message);
+	values[4] = Int64GetDatum(call != NULL ? call->http.duration_us : 0);
 	(void) fini_outbox_execute(&doubt_request_statement, values, NULL, 0);
 
 	values[0] = fini_outbox_int8_array(member_ids(batch, true, ids), ids);
-	values[1] = CStringGetTextDatum(call->code);
-	values[2] = CStringGetTextDatum(call->message[0] != '\0' ? call->message : "it is being found out whether FINI has it");
+	values[1] = CStringGetTextDatum(code);
+	values[2] = CStringGetTextDatum(message[0] != '\0' ? message : "it is being found out whether FINI has it");
 	(void) fini_outbox_execute(&doubt_members_statement, values, NULL, 0);
 }
 

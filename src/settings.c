@@ -46,6 +46,7 @@ int			fini_guc_rate_limit = 60;
 int			fini_guc_rate_window = 60000;
 int			fini_guc_batch_size = 1000;
 int			fini_guc_max_in_flight = 4;
+int			fini_guc_max_attempts = 100;
 char	   *fini_guc_encrypted_fields = NULL;
 char	   *fini_guc_authorised_status = NULL;
 char	   *fini_guc_invalidated_status = NULL;
@@ -267,6 +268,9 @@ define_traffic(void)
 	define_int("fini.max_in_flight", "Most requests that the worker has under way at once.",
 			   "Raise it when answers are slow and fini.rate_limit is not used up.",
 			   &fini_guc_max_in_flight, 4, 1, 64, 0);
+	define_int("fini.max_attempts", "Sendings in a row that were not processed, after which the worker gives a request up.",
+			   "Its operations are failed then, and fini.retry puts them back. Pauses between sendings grow up to half a minute.",
+			   &fini_guc_max_attempts, 100, 1, 1000000, 0);
 }
 
 /* what is in a request */

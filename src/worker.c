@@ -19,6 +19,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
+#include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_db_role_setting.h"
 #include "commands/dbcommands.h"
@@ -56,7 +57,9 @@
 #define MAX_PAUSE_MS		30000	/* before a worker that keeps failing begins again */
 
 static FiniSlotShared *slot;
+static object_access_hook_type previous_access_hook = NULL;
 
+static void on_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg);
 static void set_state(FiniWorkerState state);
 static void claim_slot(void);
 static void release_slot(int code, Datum arg);
@@ -69,6 +72,7 @@ static uint32 database_settings(void);
 static void wait_for_wake(long timeout_ms);
 static void take_requests(void);
 static void run(void) pg_attribute_noreturn();
+static void leave_if_asked(void);
 static void reload_configuration(void);
 static long shortest(long a, long b);
 
@@ -79,6 +83,9 @@ fini_worker_init(void)
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;
+	previous_access_hook = object_access_hook;
+	object_access_hook = on_object_access;
+
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = RESTART_SECONDS;
@@ -123,13 +130,34 @@ fini_worker_main(Datum slot_index)
 	run();
 }
 
+/* runs in whatever process drops a database: ask its worker to go, before DROP DATABASE counts connections */
+static void
+on_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (previous_access_hook)
+		previous_access_hook(access, class_id, object_id, sub_id, arg);
+	if (access != OAT_DROP || class_id != DatabaseRelationId || !fini_shared_available())
+		return;
+	for (int i = 0; i < fini_shared_slots(); i++)
+	{
+		FiniSlotShared *candidate = fini_shared_slot(i);
+
+		/* a stale answer does no harm: a worker that leaves for nothing comes back */
+		if (candidate->database_oid == object_id)
+		{
+			pg_atomic_write_u32(&candidate->leave, 1);
+			pg_atomic_write_u32(&candidate->wake, 0);
+			fini_shared_wake(candidate);
+		}
+	}
+}
+
 /* the loop */
 static void
 run(void)
 {
 	bool		recovered = false;
-	bool		armed = false;
-	bool		paused = false;
+	bool		may_send = false;
 	int64		looked_us = 0;
 	uint32		settings = 0;
 	MemoryContext loop_context = AllocSetContextCreate(TopMemoryContext, "fini worker loop", ALLOCSET_DEFAULT_SIZES);
@@ -146,6 +174,7 @@ run(void)
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 			reload_configuration();
+		leave_if_asked();
 
 		/* the flag goes down before the look, so that no call is lost */
 		if (pg_atomic_exchange_u32(&slot->wake, 0) != 0 || looked_us == 0 ||
@@ -169,14 +198,14 @@ run(void)
 			}
 			if (settings == 0)
 				settings = settings_now;
-			fini_flight_look(slot, &armed, &paused);
+			may_send = fini_flight_may_send();
 			looked_us = fini_monotonic_us();
 			fini_flight_work_arrived();
 			take_requests();
 		}
 
 		timeout = shortest(timeout, fini_token_service(slot));
-		if (armed && !paused)
+		if (may_send)
 		{
 			if (!recovered)
 			{
@@ -315,6 +344,10 @@ prepare_session(void)
 
 	for (size_t i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+
+	/* a claim must be on disk before its first byte leaves, whatever the users make do with */
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
+		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 static bool
@@ -363,6 +396,8 @@ wait_for_wake(long timeout_ms)
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 		reload_configuration();
+	if (OidIsValid(MyDatabaseId))
+		leave_if_asked();
 }
 
 /* what backends have asked of us by flags */
@@ -371,6 +406,21 @@ take_requests(void)
 {
 	if (pg_atomic_exchange_u32(&slot->resume, 0) != 0)
 		fini_flight_resume_endpoints();
+}
+
+/*
+ * Somebody drops the database, and waits for its last connections to go.  The
+ * next process looks at the catalogs until a database of this name is there.
+ */
+static void
+leave_if_asked(void)
+{
+	if (pg_atomic_exchange_u32(&slot->leave, 0) == 0)
+		return;
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->database_seen = false;
+	LWLockRelease(fini_shared_slot_lock(slot));
+	proc_exit(1);
 }
 
 static void

@@ -4,12 +4,15 @@
  */
 #include "postgres.h"
 
+#include <sys/stat.h>
+
 #include "access/xlog.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -18,6 +21,7 @@
 #include "shared.h"
 
 PG_FUNCTION_INFO_V1(fini_sql_wake);
+PG_FUNCTION_INFO_V1(fini_sql_cluster);
 PG_FUNCTION_INFO_V1(fini_sql_worker);
 PG_FUNCTION_INFO_V1(fini_sql_resume_endpoints);
 PG_FUNCTION_INFO_V1(fini_sql_wait_for_settle);
@@ -67,6 +71,35 @@ fini_sql_wait_for_settle(PG_FUNCTION_ARGS)
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_INT64(serial);
+}
+
+/*
+ * fini._cluster(): the system identifier, where the data lies (its path and the
+ * inode of a file that is never written again, which a copy does not share),
+ * the timeline (null during recovery), and whether this server streamed from a
+ * primary when it was a standby.
+ */
+Datum
+fini_sql_cluster(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[4];
+	bool		nulls[4] = {false};
+	struct stat st;
+	const char *conninfo = GetConfigOption("primary_conninfo", true, false);
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (stat("PG_VERSION", &st) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not stat file \"%s\": %m", "PG_VERSION")));
+	values[0] = Int64GetDatum((int64) GetSystemIdentifier());
+	values[1] = CStringGetTextDatum(psprintf("%s:%llu", DataDir, (unsigned long long) st.st_ino));
+	nulls[2] = RecoveryInProgress();
+	values[2] = nulls[2] ? (Datum) 0 : Int32GetDatum((int32) GetWALInsertionTimeLine());
+	values[3] = BoolGetDatum(conninfo != NULL && conninfo[0] != '\0');
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 /* fini._worker(): one row, nulls where there is nothing to tell */

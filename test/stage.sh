@@ -38,8 +38,8 @@ stage_make()
 	chmod 755 "$stage"
 	mkdir "$stage/bin" "$stage/tree" "$stage/work" "$stage/work/tmp"
 
-	stage_quietly "building the extension" ${MAKE:-make} -C "$top" PG_CONFIG="$config" with_llvm=no all || exit 1
-	stage_quietly "building the gateway" ${MAKE:-make} -C "$top" gateway || exit 1
+	stage_quietly "building the extension" ${MAKE:-make} -s -C "$top" PG_CONFIG="$config" with_llvm=no WERROR="${WERROR:-0}" all || exit 1
+	stage_quietly "building the gateway" ${MAKE:-make} -s -C "$top" WERROR="${WERROR:-0}" gateway || exit 1
 	cp "$top/test/gateway/fini-gateway" "$stage/bin/"
 	PG_CONFIG="$config" stage_quietly "making a private installation" "$top/test/prefix" "$stage/root" || exit 1
 	bindir=$stage/root$("$config" --bindir)
