@@ -120,6 +120,7 @@ long
 fini_find_timeout(void)
 {
 	int64		now = fini_monotonic_us();
+	long		timeout = -1;
 	ListCell   *cell;
 
 	if (scan.call != NULL)
@@ -128,10 +129,13 @@ fini_find_timeout(void)
 		return not_before_us > now ? (long) ((not_before_us - now) / 1000 + 1) : 20;
 	foreach(cell, fini_flight_list())
 	{
-		if (((FiniFlight *) lfirst(cell))->state == FINI_FLIGHT_DOUBT && not_before_us > now)
-			return (long) ((not_before_us - now) / 1000 + 1);
+		FiniFlight *flight = lfirst(cell);
+		int64		due = Max(flight->not_before_us, not_before_us);
+
+		if (flight->state == FINI_FLIGHT_DOUBT)
+			timeout = Max(0, timeout < 0 ? (long) ((due - now + 999) / 1000) : Min(timeout, (long) ((due - now + 999) / 1000)));
 	}
-	return -1;
+	return timeout;
 }
 
 bool

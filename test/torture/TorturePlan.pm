@@ -20,7 +20,7 @@ our $SHARED = 12;		# rows that every session adds to
 sub new
 {
 	my ($class, %opt) = @_;
-	my $self = bless { %opt, model => {}, rejected => {}, inserts => {}, never => {}, counter => {}, given => 0 }, $class;
+	my $self = bless { %opt, model => {}, inserts => {}, counter => {}, given => 0, journal => [] }, $class;
 
 	$self->{rng} = TorturePlan::Random->new($opt{seed});
 	$self->{stream} = [ map { TorturePlan::Random->new($opt{seed} * 1000 + $_ + 1) } 0 .. $opt{sessions} - 1 ];
@@ -146,7 +146,7 @@ sub _transaction
 	my $number = ++$self->{number}[$session];
 	my $commits = $rng->below(100) >= 8;
 	my $isolation = $rng->below(100) < 8 ? ' isolation level repeatable read' : '';
-	my $self_before = $commits ? undef : $self->_save($session);
+	my $before_all = $self->_save($session);
 	my $sql = "begin$isolation;\n";
 	my ($operations, %rejected) = (0);
 
@@ -169,13 +169,14 @@ sub _transaction
 	}
 	if ($commits)
 	{
+		@{ $self->{journal} } = ();
 		$sql .= "insert into torture.done values ($session, $number);\ncommit;\n";
 		$self->{given} += $operations;
 	}
 	else
 	{
 		$sql .= "rollback;\n";
-		$self->_restore($session, $self_before);
+		$self->_restore($session, $before_all);
 	}
 	return {
 		session => $session, number => $number, sql => $sql, commits => $commits,
@@ -217,7 +218,7 @@ sub _step
 		my $sql = '';
 		for my $ref (@refs)
 		{
-			$self->{model}{$ref} = { %{ $self->{model}{$ref} }, app_quantity => $self->{model}{$ref}{app_quantity} + 500 };
+			$self->_put($ref, { %{ $self->{model}{$ref} }, app_quantity => $self->{model}{$ref}{app_quantity} + 500 });
 			$sql .= "update $self->{model}{$ref}{table} set app_quantity = app_quantity + 500 where own_ref = '$ref';\n";
 		}
 		return ($sql, scalar @refs);
@@ -247,7 +248,8 @@ sub _update
 
 	for my $ref (@refs)
 	{
-		my $row = $self->{model}{$ref} = { %{ $self->{model}{$ref} } };
+		my $row = { %{ $self->{model}{$ref} } };
+		$self->_put($ref, $row);
 		$row->{app_quantity} = 500 * (1 + $rng->below(1000));
 		$row->{full_name_eng} = "Chan O'Neil $ref no. " . ++$row->{version};
 		push @{ $values{ $row->{table} } }, sprintf '(%s, %d, %s)', _quote($ref), $row->{app_quantity}, _quote($row->{full_name_eng});
@@ -266,7 +268,7 @@ sub _delete
 	for my $ref (@refs)
 	{
 		push @{ $by_table{ $self->{model}{$ref}{table} } }, _quote($ref);
-		delete $self->{model}{$ref};
+		$self->_put($ref, undef);
 		$is_gone{$ref} = 1;
 	}
 	$self->{live}[$session] = [ grep { !$is_gone{$_} } @{ $self->{live}[$session] } ];
@@ -300,7 +302,7 @@ sub _new_row
 sub _apply_insert
 {
 	my ($self, $row) = @_;
-	$self->{model}{ $row->{own_ref} } = $row;
+	$self->_put($row->{own_ref}, $row);
 	$self->{inserts}{ $row->{own_ref} }++;
 	return;
 }
@@ -321,22 +323,36 @@ sub _insert
 	} sort keys %values;
 }
 
-# What a rollback has to undo. Rows are replaced, never altered, so shallow copies do; numbers of
-# own_refs are not given out twice.
+# What a rollback has to undo: rows replaced since, and the session's lists. Numbers of own_refs are not
+# given out twice.
 sub _save
 {
 	my ($self, $session) = @_;
-	return {
-		model => { %{ $self->{model} } }, inserts => { %{ $self->{inserts} } },
-		live => [ @{ $self->{live}[$session] } ], gone => [ @{ $self->{gone}[$session] } ] };
+	return { since => scalar @{ $self->{journal} }, live => [ @{ $self->{live}[$session] } ], gone => [ @{ $self->{gone}[$session] } ] };
 }
 
 sub _restore
 {
 	my ($self, $session, $saved) = @_;
-	@{$self}{qw(model inserts)} = @{$saved}{qw(model inserts)};
+	while (@{ $self->{journal} } > $saved->{since})
+	{
+		my ($ref, $row, $inserts) = @{ pop @{ $self->{journal} } };
+		if ($row) { $self->{model}{$ref} = $row; }
+		else { delete $self->{model}{$ref}; }
+		$self->{inserts}{$ref} = $inserts;
+	}
 	$self->{live}[$session] = $saved->{live};
 	$self->{gone}[$session] = $saved->{gone};
+	return;
+}
+
+# a row comes, changes or goes (undef)
+sub _put
+{
+	my ($self, $ref, $row) = @_;
+	push @{ $self->{journal} }, [ $ref, $self->{model}{$ref}, $self->{inserts}{$ref} ];
+	if ($row) { $self->{model}{$ref} = $row; }
+	else { delete $self->{model}{$ref}; }
 	return;
 }
 
@@ -358,10 +374,10 @@ sub below
 	my $z;
 	{
 		use integer;
-		$z = $self->{state} += 0x9E3779B97F4A7C15 - 0x7FFFFFFFFFFFFFFF - 0x7FFFFFFFFFFFFFFF - 2;
-		$z = ($z ^ (($z >> 30) & 0x3FFFFFFFF)) * -4658895280553007687;
-		$z = ($z ^ (($z >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685;
-		$z = ($z ^ (($z >> 31) & 0x1FFFFFFFF)) & 0x7FFFFFFF;
+		$z = $self->{state} += -7046029254386353131;
+		$z = ($z ^ (($z >> 30) & ((1 << 34) - 1))) * -4658895280553007687;
+		$z = ($z ^ (($z >> 27) & ((1 << 37) - 1))) * -7723592293110705685;
+		$z = ($z ^ (($z >> 31) & ((1 << 33) - 1))) & 0x7FFFFFFF;
 	}
 	return int($z / 2147483648 * $limit);
 }
