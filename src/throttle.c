@@ -44,6 +44,7 @@ typedef struct Entry
 	int64		stamp;			/* monotonic microseconds; 0: never used */
 	int			pid;			/* holder while IN_USE */
 	uint32		generation;
+	bool		interactive;
 } Entry;
 
 typedef struct CompanyShared
@@ -52,6 +53,7 @@ typedef struct CompanyShared
 	int64		last_use;
 	int64		held_until;		/* after a 429 */
 	int			waiting_interactive;
+	int64		bulk_waits_until;	/* the queue has been turned away until then */
 	Entry		entry[MAX_TICKETS];
 } CompanyShared;
 
@@ -63,7 +65,7 @@ typedef struct WindowShared
 } WindowShared;
 
 #define WINDOW_FILE		"fini.throttle" /* in the data directory */
-#define WINDOW_MAGIC	0x46494E31
+#define WINDOW_MAGIC	0x46494E32
 
 static WindowShared *window_memory = NULL;
 static CompanyShared *companies = NULL;
@@ -75,6 +77,7 @@ static void *map_window(Size size);
 static void read_boot_id(char *dst, Size size);
 static int	find_company(int64 now);
 static void end_ticket(FiniTicket *ticket, int64 stamp);
+static bool has_turn(const CompanyShared *company, FiniThrottleClass class, int limit, int live, int live_interactive, int64 now);
 static int	share_kept(int limit);
 static void release_at_exit(int code, Datum arg);
 
@@ -107,6 +110,7 @@ fini_throttle_startup(int databases, LWLock *lock)
 	for (int c = 0; c < company_count; c++)
 	{
 		companies[c].waiting_interactive = 0;
+		companies[c].bulk_waits_until = 0;
 		companies[c].subject[MAX_COMPANY - 1] = '\0';
 		for (int i = 0; i < MAX_TICKETS; i++)
 		{
@@ -125,6 +129,7 @@ fini_throttle_take(FiniThrottleClass class, FiniTicket *ticket)
 	int64		wait = 0;
 	int64		earliest = PG_INT64_MAX;
 	int			live = 0;
+	int			live_interactive = 0;
 	int			free_entry = -1;
 	CompanyShared *company;
 
@@ -144,33 +149,31 @@ fini_throttle_take(FiniThrottleClass class, FiniTicket *ticket)
 		wait = company->held_until - now;
 	else if (limit > 0)
 	{
-		int			allowed = limit;
-
-		if (class == FINI_THROTTLE_BULK)
-			allowed = company->waiting_interactive > 0 ? 0 : limit - share_kept(limit);
-
 		for (int i = 0; i < MAX_TICKETS; i++)
 		{
 			int64		stamp = company->entry[i].stamp;
 
-			if (stamp == IN_USE)
-				live++;
-			else if (stamp != 0 && stamp + window > now)
+			if (stamp == IN_USE || (stamp != 0 && stamp + window > now))
 			{
 				live++;
-				earliest = Min(earliest, stamp + window);
+				live_interactive += company->entry[i].interactive;
+				if (stamp != IN_USE)
+					earliest = Min(earliest, stamp + window);
 			}
 			else if (free_entry < 0)
 				free_entry = i;
 			if (stamp == 0 && free_entry >= 0)
 				break;			/* entries are used from the front */
 		}
-		if (live >= Max(allowed, class == FINI_THROTTLE_BULK ? 0 : 1) || free_entry < 0)
+		if (free_entry < 0 || !has_turn(company, class, limit, live, live_interactive, now))
 		{
 			/* all in use: the end of one of them is not far, but unknown */
 			wait = earliest == PG_INT64_MAX ? 10000 : Max(earliest - now, 1000);
-			if (class == FINI_THROTTLE_BULK && company->waiting_interactive > 0)
+			/* it may be only a matter of whose turn it is */
+			if (live < limit - (class == FINI_THROTTLE_BULK ? share_kept(limit) : 0))
 				wait = Min(wait, 10000);
+			if (class == FINI_THROTTLE_BULK)
+				company->bulk_waits_until = now + wait + 100000;
 		}
 	}
 
@@ -178,6 +181,7 @@ fini_throttle_take(FiniThrottleClass class, FiniTicket *ticket)
 	{
 		company->entry[free_entry].stamp = IN_USE;
 		company->entry[free_entry].pid = MyProcPid;
+		company->entry[free_entry].interactive = class == FINI_THROTTLE_INTERACTIVE;
 		company->entry[free_entry].generation++;
 		ticket->company = ticket->entry;
 		ticket->entry = free_entry;
@@ -331,6 +335,20 @@ end_ticket(FiniTicket *ticket, int64 stamp)
 		entry->stamp = stamp;
 	LWLockRelease(throttle_lock);
 	ticket->company = -1;
+}
+
+/*
+ * The queue leaves a small share to the others, and lets those that wait go
+ * first; but while the queue waits, the others together get half the window.
+ */
+static bool
+has_turn(const CompanyShared *company, FiniThrottleClass class, int limit, int live, int live_interactive, int64 now)
+{
+	bool		others_had_half = live_interactive >= Max(1, limit / 2);
+
+	if (class == FINI_THROTTLE_BULK)
+		return live < limit - share_kept(limit) && (company->waiting_interactive == 0 || others_had_half);
+	return live < limit && (!others_had_half || company->bulk_waits_until < now);
 }
 
 /*

@@ -1,0 +1,82 @@
+# The throttle: exact in every window, shared by all databases and sessions of a company, used up while there is work.
+
+use strict;
+use warnings;
+
+use FiniTest;
+use IPC::Run qw(start finish);
+use Test::More;
+use Time::HiRes qw(time);
+
+my ($limit, $window) = (40, 4);
+my $fini = FiniTest->armed_cluster(
+	databases => 'one, two, three', database => 'one',
+	settings => { 'fini.rate_limit' => $limit, 'fini.rate_window' => "${window}s", 'fini.batch_size' => 1, 'fini.max_in_flight' => 8,
+		'fini.request_timeout' => '60s' },
+	gateway => [ '--rate-limit', $limit, '--rate-window', $window ]);
+my $node = $fini->node;
+
+sub insert_rows
+{
+	my ($database, $n) = @_;
+	$node->safe_psql($database, qq{
+		insert into applications (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng)
+		select '$database-' || i, '1234', 1000, 'PASSPORT', 'GB', 'P' || i, 'Name ' || i from generate_series(1, $n) i});
+	return;
+}
+
+for my $database (qw(one two))
+{
+	$node->safe_psql($database, q{select fini.create_subscription_table('applications'); select fini.attach('applications')});
+}
+
+# two workers with more than they can send, eight sessions of the third database calling as fast as they are let
+insert_rows($_, 1000) for qw(one two);
+my @sessions;
+my $script = "$PostgreSQL::Test::Utils::tmp_check/calls.sql";
+FiniSandbox::write_file($script, "select count(*) from fini.ipo_list();\n" x 500);
+for my $i (1 .. 8)
+{
+	my ($out, $err) = ('', '');
+	push @sessions, { err => \$err, handle => start([ 'psql', '-XAtq', '-d', $node->connstr('three'), '-f', $script ], \undef, \$out, \$err) };
+}
+my $begin = $fini->wait_for(sub { my $s = $fini->stats; $s->{peak_in_window} >= 0.9 * $limit ? time : 0 }, 'the throttle to bite');
+my $api = sub { my $r = $fini->stats->{requests}; my $n = 0; $n += $r->{$_} for grep { $_ ne 'token' } keys %$r; return $n };
+my ($t0, $n0) = (time, $api->());
+my $windows = 4;
+$fini->wait_for(sub { time - $t0 > $windows * $window }, 'some windows to pass', 60);
+my ($t1, $n1) = (time, $api->());
+my $stats = $fini->stats;
+my $used = ($n1 - $n0) / (($t1 - $t0) * $limit / $window);
+
+is($stats->{refusals}{429} // 0, 0, 'no 429');
+cmp_ok($stats->{peak_in_window}, '<=', $limit, 'never over the limit in any window');
+cmp_ok($used, '>=', 0.97, sprintf('%.1f %% of what is allowed was used while there was work', 100 * $used))
+  or diag "$n1 - $n0 requests in @{[ $t1 - $t0 ]} s";
+my %by_database = map { $_ => $node->safe_psql($_, q{select count(*) from fini.submission where state = 'accepted'}) } qw(one two);
+cmp_ok($by_database{$_}, '>=', $windows * $limit / 8, "worker of $_ was not starved") for qw(one two);
+cmp_ok($stats->{requests}{'ipos/list'}, '>=', $windows * $limit / 4, 'direct calls were not starved by the queue');
+
+# a direct call that cannot be let through in time fails at once, and says so
+$node->safe_psql('three', q{alter database three set fini.request_timeout = '100ms'});
+my ($failed, $err) = (0, '');
+for (1 .. 20)
+{
+	my ($rc, $out, $e) = $node->psql('three', "\\set VERBOSITY verbose\nset fini.request_timeout = '100ms'; select count(*) from fini.ipo_list()");
+	next if $rc == 0 && $e eq '';
+	$failed = 1;
+	$err = $e;
+	last;
+}
+like($err, qr/IP008.*throttle leaves no room.*Nothing was sent|IP008.*throttle leaves no room/s, 'a call that would wait too long fails with a clear error');
+
+# a restart does not burst over the limit
+$_->{handle}->kill_kill for @sessions;
+$node->stop('immediate');
+$node->start;
+$fini->wait_for(sub { $node->safe_psql('one', q{select count(*) from fini.submission where state = 'accepted'}) > $by_database{one} + 5 }, 'the queue to go on');
+$stats = $fini->stats;
+is($stats->{refusals}{429} // 0, 0, 'no 429 after a restart');
+cmp_ok($stats->{peak_in_window}, '<=', $limit, 'within the limit across the restart');
+
+done_testing();
