@@ -112,7 +112,7 @@ select name, string_agg(value, ' ' order by i) filter (where pg_temp.takes(name,
 from (values
 	('assertion_lifetime', '{0,1s,30min,1801s}'::text[]), ('connect_timeout', '{99,100,10min,600001}'),
 	('request_timeout', '{99ms,100ms,1h,3600001ms}'), ('rate_limit', '{-1,0,60,9600,9601}'),
-	('rate_window', '{999ms,1s,1h,2h}'), ('batch_size', '{0,1,1000,1001,x}'), ('max_in_flight', '{0,1,64,65}'),
+	('rate_window', '{999ms,1s,1h,2h}'), ('batch_size', '{0,1,1000,1001,x}'), ('max_in_flight', '{0,1,64,65}'), ('max_attempts', '{0,1,1000000,1000001}'),
 	('token_refresh_margin', '{-1,0,10min,601s}')) s(name, tried), unnest(tried) with ordinality v(value, i)
 group by name order by name collate "C";
 

@@ -13,6 +13,7 @@
 
 #include "answer.h"
 #include "compat.h"
+#include "encoding.h"
 #include "envelope.h"
 
 /* shorter values blank out more than they protect */
@@ -21,8 +22,8 @@
 static JsonbValue *find_field(JsonbContainer *object, const char *name);
 static char *scalar_text(const JsonbValue *value);
 static bool first_exception(JsonbContainer *object, const char **code, const char **message);
-static void blank_personal_values(char *text, JsonbContainer *container);
-static void blank(char *text, const char *value, int len);
+static void blank_personal_values(char *copy, int kept, const char *text, JsonbContainer *container);
+static void blank(char *copy, int kept, const char *text, const char *value, int len);
 
 FiniAnswer *
 fini_answer_parse(const char *text, Size len)
@@ -136,8 +137,8 @@ fini_answer_to_jsonb(const char *text, Size len)
 	MemoryContext context = CurrentMemoryContext;
 	Jsonb	   *volatile json = NULL;
 
-	/* an embedded NUL would hide what follows */
-	if (memchr(text, '\0', len) != NULL)
+	/* jsonb_in takes the encoding for granted; an embedded NUL, invalid too, would hide what follows */
+	if (len > INT_MAX || !pg_verify_mbstr(GetDatabaseEncoding(), text, (int) len, true))
 		return NULL;
 	PG_TRY();
 	{
@@ -161,16 +162,19 @@ char *
 fini_answer_clean_text(const char *text, JsonbContainer *entry)
 {
 	char	   *copy;
+	int			kept;
 
 	if (text == NULL)
 		return pstrdup("");
-	copy = pstrdup(text);
+	kept = pg_mbcliplen(text, (int) strlen(text), FINI_MAX_TEXT);
+	copy = pnstrdup(text, kept);
 	if (entry != NULL)
-		blank_personal_values(copy, entry);
-	copy[pg_mbcliplen(copy, strlen(copy), FINI_MAX_TEXT)] = '\0';
+		blank_personal_values(copy, kept, text, entry);
 	for (char *p = copy; *p != '\0'; p++)
 	{
-		if ((unsigned char) *p < ' ' || *p == 0x7f)
+		if (*p == FINI_ENCODING_REPLACEMENT)
+			*p = '?';
+		else if ((unsigned char) *p < ' ' || *p == 0x7f)
 			*p = ' ';
 	}
 	return copy;
@@ -237,9 +241,13 @@ first_exception(JsonbContainer *object, const char **code, const char **message)
 	return true;
 }
 
-/* overwrite each personal value of the container, at any depth, where it stands in the text */
+/*
+ * Overwrite each personal value of the container, at any depth, where it
+ * stands in the text.  It is looked for in the text as it came, so that what a
+ * shorter value has blanked out does not hide a longer one.
+ */
 static void
-blank_personal_values(char *text, JsonbContainer *container)
+blank_personal_values(char *copy, int kept, const char *text, JsonbContainer *container)
 {
 	JsonbIterator *it = JsonbIteratorInit(container);
 	JsonbIteratorToken token;
@@ -250,18 +258,31 @@ blank_personal_values(char *text, JsonbContainer *container)
 	{
 		if (token == WJB_KEY)
 			personal = fini_envelope_is_personal(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE && personal && value.type == jbvString &&
-				 value.val.string.len >= MIN_BLANKED)
-			blank(text, value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE && personal && value.type == jbvString)
+			blank(copy, kept, text, value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE && personal && value.type == jbvNumeric)
+		{
+			char	   *number = scalar_text(&value);
+
+			blank(copy, kept, text, number, (int) strlen(number));
+		}
 	}
 }
 
+/* whichever the case of its letters, and without the spaces around it: FINI trims */
 static void
-blank(char *text, const char *value, int len)
+blank(char *copy, int kept, const char *text, const char *value, int len)
 {
-	char	   *needle = pnstrdup(value, len);
-
-	for (char *at = strstr(text, needle); at != NULL; at = strstr(at + len, needle))
-		memset(at, '*', len);
-	pfree(needle);
+	for (; len > 0 && value[0] == ' '; len--)
+		value++;
+	while (len > 0 && value[len - 1] == ' ')
+		len--;
+	if (len < MIN_BLANKED)
+		return;
+	/* from character to character: in some encodings a value's bytes can stand across two others */
+	for (int at = 0; at < kept; at += pg_mblen(text + at))
+	{
+		if (pg_strncasecmp(text + at, value, len) == 0)
+			memset(copy + at, '*', Min(len, kept - at));
+	}
 }

@@ -58,7 +58,7 @@ extern Jsonb *fini_answer_field_jsonb(JsonbContainer *object, const char *name);
 /* the object itself as jsonb */
 extern Jsonb *fini_answer_jsonb(JsonbContainer *object);
 
-/* JSON text to jsonb, or NULL: raises nothing for what the text says */
+/* JSON text to jsonb, or NULL: raises nothing for what the text says, nor for bytes that are no text */
 extern Jsonb *fini_answer_to_jsonb(const char *text, Size len);
 
 /*

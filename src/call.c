@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/memutils.h"
@@ -18,6 +19,8 @@
 
 static void prepare(FiniCall *call, FiniAccess *access);
 static void judge(FiniCall *call);
+static FiniAnswer *read_answer(FiniCall *call, const char **problem);
+static FiniBuffer *open_answer(FiniCall *call, const char **problem);
 static void count(const FiniCall *call);
 static JsonbContainer *payload_container(FiniCall *call);
 
@@ -98,7 +101,7 @@ fini_call_perform(FiniCall *call, FiniSlotShared *slot)
 			/* the throttle may have taken longer than the token lives */
 			if (!fini_token_peek(slot, access, call->sealed))
 			{
-				fini_throttle_give_back(&call->ticket);
+				fini_throttle_cancel(&call->ticket);
 				continue;
 			}
 			prepare(call, access);
@@ -136,7 +139,7 @@ fini_call_raise(FiniCall *call)
 	switch (call->verdict)
 	{
 		case FINI_VERDICT_DOUBT:
-			if (!fini_endpoint(call->endpoint)->changes)
+			if (!fini_endpoint(call->endpoint)->changes || call->payload == NULL)
 				ereport(ERROR,
 						(errcode(FINI_ERRCODE_UNREADABLE),
 						 errmsg("no usable answer from %s", target),
@@ -288,53 +291,96 @@ prepare(FiniCall *call, FiniAccess *access)
 static void
 judge(FiniCall *call)
 {
-	const char *volatile text = NULL;
-	volatile Size len = 0;
-	volatile bool opened = true;
+	const char *problem = "";
 	const char *code;
 	const char *message;
+	JsonbContainer *sent;
 
 	if (call->http.outcome == FINI_HTTP_ANSWERED)
+		call->answer = read_answer(call, &problem);
+	call->verdict = fini_verdict_of(&call->http, call->answer, &code, &message);
+	if (message[0] == '\0' && call->answer == NULL)
+		message = problem;
+
+	sent = payload_container(call);
+	strlcpy(call->code, fini_answer_clean_text(code, sent), sizeof(call->code));
+	strlcpy(call->message, fini_answer_clean_text(message, sent), sizeof(call->message));
+}
+
+/* NULL, and what is the matter, when it cannot be read */
+static FiniAnswer *
+read_answer(FiniCall *call, const char **problem)
+{
+	FiniBuffer *body = call->http.answer;
+	FiniAnswer *answer = NULL;
+	const char *text;
+	Size		len;
+
+	if (body->len == 0)
 	{
-		PG_TRY();
-		{
-			if (call->sealed && call->http.answer->len > 0)
-			{
-				FiniBuffer *open = fini_envelope_open(call->envelope, call->http.answer->data,
-													  call->http.answer->len);
+		*problem = "the answer is empty";
+		return NULL;
+	}
+	if (!fini_encoding_is_utf8(body->data, body->len))
+	{
+		*problem = "the answer is not valid UTF-8";
+		return NULL;
+	}
+	if (call->sealed)
+	{
+		/* what became of the entries of a change stands in the clear */
+		FiniBuffer *opened = open_answer(call, problem);
 
-				text = open->data;
-				len = open->len;
-			}
-			else if (fini_encoding_is_utf8(call->http.answer->data, call->http.answer->len))
-			{
-				Size		text_len;
-
-				text = fini_encoding_from_utf8(call->http.answer->data, call->http.answer->len, &text_len);
-				len = text_len;
-			}
-		}
-		PG_CATCH();
-		{
-			/* only what the answer's own bytes bring about; interrupts go on */
-			if (geterrcode() != FINI_ERRCODE_UNREADABLE && geterrcode() != FINI_ERRCODE_ENVELOPE)
-				PG_RE_THROW();
-			opened = geterrcode() != FINI_ERRCODE_ENVELOPE;
-			MemoryContextSwitchTo(call->attempt);
-			FlushErrorState();
-		}
-		PG_END_TRY();
-		if (text != NULL)
-			call->answer = fini_answer_parse(text, len);
+		if (opened == NULL && !fini_endpoint(call->endpoint)->changes)
+			return NULL;
+		if (opened != NULL)
+			body = opened;
 	}
 
-	call->verdict = fini_verdict_of(&call->http, call->answer, &code, &message);
-	if (!opened && call->verdict == FINI_VERDICT_DOUBT)
-		message = "the encrypted fields of the answer do not open with the key of this request";
-	strlcpy(call->code, code, sizeof(call->code));
-	strlcpy(call->message,
-			fini_answer_clean_text(message, message[0] != '\0' && call->answer ? payload_container(call) : NULL),
-			sizeof(call->message));
+	text = fini_encoding_from_utf8(body->data, body->len, &len);
+	if (text != NULL)
+		answer = fini_answer_parse(text, len);
+	if (answer != NULL)
+		return answer;
+
+	text = fini_encoding_json_from_utf8(body->data, body->len, &len);
+	answer = fini_answer_parse(text, len);
+	if (answer == NULL && (*problem)[0] == '\0')
+		*problem = "the answer is not the JSON object that it should be";
+	if (answer != NULL && call->exact)
+	{
+		*problem = psprintf("the answer holds characters that have no equivalent in encoding \"%s\"",
+							GetDatabaseEncodingName());
+		return NULL;
+	}
+	return answer;
+}
+
+/* NULL, and what is the matter, when the answer's own bytes do not open; interrupts go on */
+static FiniBuffer *
+open_answer(FiniCall *call, const char **problem)
+{
+	FiniBuffer *volatile opened = NULL;
+	const char *volatile reason = "";
+
+	PG_TRY();
+	{
+		opened = fini_envelope_open(call->envelope, call->http.answer->data, call->http.answer->len);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() == FINI_ERRCODE_ENVELOPE)
+			reason = "the encrypted fields of the answer do not open with the key of this request";
+		else if (geterrcode() == FINI_ERRCODE_UNREADABLE)
+			reason = "the answer is not the JSON object that it should be, or a field of it is no text when decrypted";
+		else
+			PG_RE_THROW();
+		MemoryContextSwitchTo(call->attempt);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	*problem = reason;
+	return opened;
 }
 
 static void

@@ -26,6 +26,7 @@ typedef struct FiniCall
 	FiniEndpointId endpoint;
 	const char *path;			/* with query string */
 	bool		sealed;
+	bool		exact;			/* an answer with characters that the database lacks is none; else they are replaced */
 	FiniBuffer *payload;		/* JSON in the database encoding; NULL: GET */
 	int			entries;		/* for the statistics */
 	char		request_id[FINI_REQUEST_ID_LEN + 1];	/* kept over repetitions */

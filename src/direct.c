@@ -24,6 +24,7 @@
 #include "call.h"
 #include "compat.h"
 #include "direct.h"
+#include "encoding.h"
 #include "entry.h"
 #include "error.h"
 #include "identity.h"
@@ -56,6 +57,10 @@ static FiniCall *funding_page(void *arg, const char *cursor);
 static void put_ipo(ReturnSetInfo *rsinfo, JsonbContainer *record);
 static void put_subscription(ReturnSetInfo *rsinfo, JsonbContainer *record);
 static void put_funding(ReturnSetInfo *rsinfo, JsonbContainer *record);
+static void hide_statement(void *arg);
+static bool is_path(const char *path);
+static bool holds_personal_field(JsonbContainer *body);
+static char *url_encode(const char *text);
 static Datum text_or_null(const char *text, bool *isnull);
 static Datum numeric_or_null(const char *text, bool *isnull);
 
@@ -97,6 +102,22 @@ fini_direct_perform(FiniCall *call, FiniSlotShared *slot)
 		fini_call_raise(call);
 }
 
+void
+fini_direct_hide_begin(FiniDirectHide *hide)
+{
+	hide->entry = 0;
+	hide->callback.callback = hide_statement;
+	hide->callback.arg = hide;
+	hide->callback.previous = error_context_stack;
+	error_context_stack = &hide->callback;
+}
+
+void
+fini_direct_hide_end(FiniDirectHide *hide)
+{
+	error_context_stack = hide->callback.previous;
+}
+
 Datum
 fini_sql_ipo_list(PG_FUNCTION_ARGS)
 {
@@ -116,7 +137,8 @@ fini_sql_ipo_refdata(PG_FUNCTION_ARGS)
 
 	call = fini_call_create(FINI_ENDPOINT_IPO_REFDATA,
 							psprintf("%s?ipoID=%s", fini_endpoint(FINI_ENDPOINT_IPO_REFDATA)->path,
-									 fini_call_url_encode(ipo_id)));
+									 url_encode(ipo_id)));
+	call->exact = true;
 	fini_direct_perform(call, slot);
 	MemoryContextSwitchTo(into);
 	data = getKeyJsonValueFromContainer(&call->answer->json->root, "data", 4, NULL);
@@ -177,24 +199,32 @@ fini_sql_call(PG_FUNCTION_ARGS)
 	char	   *path;
 	bool		sealed;
 	FiniEndpointId endpoint;
+	FiniDirectHide hide;
 	FiniCall   *call;
 	Jsonb	   *json;
 
+	fini_direct_hide_begin(&hide);
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the path must not be null")));
 	path = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	sealed = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
-	if (path[0] != '/' || strpbrk(path, " \t\r\n#\\") != NULL || strstr(path, "//") != NULL || strstr(path, "..") != NULL)
+	if (!is_path(path))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"%s\" is no path of the gateway", path),
-				 errhint("Give the path as in /api/ipos/list/v1?size=5&nextCursor=0.")));
+				 errhint("Give the path as in /api/ipos/list/v1?size=5&nextCursor=0, with other characters than ASCII's percent-encoded.")));
 	if (sealed && PG_ARGISNULL(1))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a sealed call needs a body")));
+	if (!sealed && !PG_ARGISNULL(1) && holds_personal_field(&PG_GETARG_JSONB_P(1)->root))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("personal data is sent in a sealed body only"),
+				 errdetail("The body has a field that fini.encrypted_fields names."),
+				 errhint("Call with sealed => true.")));
 
 	endpoint = fini_endpoint_of_path(path);
 	if (!PG_ARGISNULL(1) && fini_endpoint(endpoint)->changes)
@@ -202,6 +232,8 @@ fini_sql_call(PG_FUNCTION_ARGS)
 
 	call = fini_call_create(endpoint, path);
 	call->sealed = sealed;
+	/* the answer of a call that has changed something is worth more than each of its characters */
+	call->exact = PG_ARGISNULL(1) || !fini_endpoint(endpoint)->changes;
 	if (!PG_ARGISNULL(1))
 	{
 		char	   *body = JsonbToCString(NULL, &PG_GETARG_JSONB_P(1)->root, VARSIZE(PG_GETARG_JSONB_P(1)));
@@ -215,6 +247,7 @@ fini_sql_call(PG_FUNCTION_ARGS)
 	MemoryContextSwitchTo(into);
 	json = (Jsonb *) PG_DETOAST_DATUM_COPY(JsonbPGetDatum(call->answer->json));
 	fini_call_free(call);
+	fini_direct_hide_end(&hide);
 	PG_RETURN_JSONB_P(json);
 }
 
@@ -254,6 +287,7 @@ each_page(FunctionCallInfo fcinfo, PageCall make, void *arg, PageRow put)
 		FiniCall   *call = make(arg, cursor);
 		char	   *next;
 
+		call->exact = true;
 		fini_direct_perform(call, slot);
 		MemoryContextSwitchTo(call->attempt);
 		if (call->answer->entries < 0 && fini_answer_field_jsonb(&call->answer->json->root, "data") != NULL)
@@ -283,7 +317,7 @@ ipo_page(void *arg, const char *cursor)
 {
 	return fini_call_create(FINI_ENDPOINT_IPO_LIST,
 							psprintf("%s?size=%d&nextCursor=%s", fini_endpoint(FINI_ENDPOINT_IPO_LIST)->path,
-									 IPO_PAGE, cursor != NULL ? fini_call_url_encode(cursor) : "0"));
+									 IPO_PAGE, cursor != NULL ? url_encode(cursor) : "0"));
 }
 
 static FiniCall *
@@ -343,6 +377,67 @@ put_funding(ReturnSetInfo *rsinfo, JsonbContainer *record)
 	values[2] = text_or_null(fini_answer_field(record, "preFundingStatus"), &nulls[2]);
 	values[3] = JsonbPGetDatum(fini_answer_jsonb(record));
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+static void
+hide_statement(void *arg)
+{
+	FiniDirectHide *hide = arg;
+
+	errhidestmt(true);
+	if (hide->entry > 0)
+		errcontext("entry %d", hide->entry);
+}
+
+/* printable ASCII that leads to the gateway and nowhere else */
+static bool
+is_path(const char *path)
+{
+	Size		end = strcspn(path, "?");
+
+	for (const unsigned char *p = (const unsigned char *) path; *p != '\0'; p++)
+	{
+		if (*p <= ' ' || *p >= 0x7f || *p == '#' || *p == '\\')
+			return false;
+	}
+	for (Size i = 0; i + 1 < end; i++)
+	{
+		if (strncmp(path + i, "//", 2) == 0 || strncmp(path + i, "..", 2) == 0)
+			return false;
+	}
+	return path[0] == '/';
+}
+
+/* with a value: null stays null on the wire */
+static bool
+holds_personal_field(JsonbContainer *body)
+{
+	JsonbIterator *it = JsonbIteratorInit(body);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	bool		personal = false;
+
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		if (personal && !(token == WJB_VALUE && value.type == jbvNull))
+			return true;
+		personal = token == WJB_KEY && fini_envelope_is_personal(value.val.string.val, value.val.string.len);
+	}
+	return false;
+}
+
+/* of text in the database encoding */
+static char *
+url_encode(const char *text)
+{
+	Size		len;
+	const char *utf8 = fini_encoding_to_utf8(text, strlen(text), &len);
+
+	if (utf8 == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+				 errmsg("a character of the argument has no equivalent in UTF-8")));
+	return fini_call_url_encode(utf8);
 }
 
 static Datum

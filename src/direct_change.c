@@ -13,16 +13,21 @@
 
 #include "fmgr.h"
 #include "funcapi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
 #include "call.h"
 #include "compat.h"
 #include "direct.h"
+#include "encoding.h"
 #include "entry.h"
 #include "error.h"
 #include "json.h"
 #include "settings.h"
+#include "textmap.h"
+
+#define MAX_REQUEST		((Size) 64 * 1024 * 1024)
 
 PG_FUNCTION_INFO_V1(fini_sql_subscription_add);
 PG_FUNCTION_INFO_V1(fini_sql_subscription_change);
@@ -44,39 +49,59 @@ typedef struct Entry
 	const char *error_message;
 } Entry;
 
+/* an application of the call, for finding it a second time */
+typedef struct Seen
+{
+	const char *key;
+	int			number;
+} Seen;
+
 static int	entries_of_jsonb(Jsonb *json, bool need_record_id, Entry **entries);
-static void run(FiniEndpointId endpoint, int n, Entry *entries);
+static void refuse_duplicates(int n, const Entry *entries);
+static void run(FiniEndpointId endpoint, int n, Entry *entries, FiniDirectHide *hide);
+static void check_entries(FiniEndpointId endpoint, int n, const Entry *entries, FiniDirectHide *hide);
 static FiniCall *build(FiniEndpointId endpoint, int n, Entry *entries);
 static void take(FiniCall *call, int n, Entry *entries);
 static void fail_rest(FiniCall *call, int from, int sent, int n, Entry *entries);
+static bool differ(const char *ours, const char *theirs);
 static void return_subscriptions(FunctionCallInfo fcinfo, int n, const Entry *entries);
 static Datum text_or_null(const char *text, bool *isnull);
 
 Datum
 fini_sql_subscription_add(PG_FUNCTION_ARGS)
 {
+	FiniDirectHide hide;
 	Entry	   *entries;
-	int			n = entries_of_jsonb(PG_GETARG_JSONB_P(0), false, &entries);
+	int			n;
 
-	run(FINI_ENDPOINT_ADD, n, entries);
+	fini_direct_hide_begin(&hide);
+	n = entries_of_jsonb(PG_GETARG_JSONB_P(0), false, &entries);
+	refuse_duplicates(n, entries);
+	run(FINI_ENDPOINT_ADD, n, entries, &hide);
 	return_subscriptions(fcinfo, n, entries);
+	fini_direct_hide_end(&hide);
 	return (Datum) 0;
 }
 
 Datum
 fini_sql_subscription_change(PG_FUNCTION_ARGS)
 {
+	FiniDirectHide hide;
 	Entry	   *entries;
-	int			n = entries_of_jsonb(PG_GETARG_JSONB_P(0), true, &entries);
+	int			n;
 
-	run(FINI_ENDPOINT_CHANGE, n, entries);
+	fini_direct_hide_begin(&hide);
+	n = entries_of_jsonb(PG_GETARG_JSONB_P(0), true, &entries);
+	run(FINI_ENDPOINT_CHANGE, n, entries, &hide);
 	return_subscriptions(fcinfo, n, entries);
+	fini_direct_hide_end(&hide);
 	return (Datum) 0;
 }
 
 Datum
 fini_sql_subscription_invalidate(PG_FUNCTION_ARGS)
 {
+	FiniDirectHide hide;
 	int			n;
 	char	  **record_ids = fini_direct_texts(PG_GETARG_ARRAYTYPE_P(0), "record_ids", &n);
 	Entry	   *entries = palloc0(sizeof(Entry) * Max(1, n));
@@ -89,8 +114,10 @@ fini_sql_subscription_invalidate(PG_FUNCTION_ARGS)
 		entries[i].members = members->data;
 		entries[i].record_id = record_ids[i];
 	}
-	run(FINI_ENDPOINT_INVALIDATE, n, entries);
+	fini_direct_hide_begin(&hide);
+	run(FINI_ENDPOINT_INVALIDATE, n, entries, &hide);
 	return_subscriptions(fcinfo, n, entries);
+	fini_direct_hide_end(&hide);
 	return (Datum) 0;
 }
 
@@ -98,6 +125,7 @@ Datum
 fini_sql_funding_confirm(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	FiniDirectHide hide;
 	int			n;
 	char	  **refs = fini_direct_texts(PG_GETARG_ARRAYTYPE_P(0), "transaction_refs", &n);
 	char	   *status = text_to_cstring(PG_GETARG_TEXT_PP(1));
@@ -117,7 +145,9 @@ fini_sql_funding_confirm(PG_FUNCTION_ARGS)
 		entries[i].members = members->data;
 		entries[i].key = refs[i];
 	}
-	run(FINI_ENDPOINT_FUNDING_CONFIRM, n, entries);
+	fini_direct_hide_begin(&hide);
+	run(FINI_ENDPOINT_FUNDING_CONFIRM, n, entries, &hide);
+	fini_direct_hide_end(&hide);
 
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < n; i++)
@@ -163,8 +193,8 @@ entries_of_jsonb(Jsonb *json, bool need_record_id, Entry **entries)
 					 errmsg("entry %d is not a JSON object", i + 1)));
 		entry->object = value->val.binary.data;
 		entry->key = fini_answer_field(entry->object, "ownRef");
-		entry->record_id = fini_answer_field(entry->object, "recordID");
-		if (need_record_id && entry->record_id == NULL)
+		entry->record_id = need_record_id ? fini_answer_field(entry->object, "recordID") : NULL;
+		if (need_record_id && (entry->record_id == NULL || entry->record_id[0] == '\0'))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("entry %d has no recordID", i + 1),
@@ -195,16 +225,43 @@ entries_of_jsonb(Jsonb *json, bool need_record_id, Entry **entries)
 	return n;
 }
 
+/* FINI would take one application twice; there is no way back from both being rejected for it */
 static void
-run(FiniEndpointId endpoint, int n, Entry *entries)
+refuse_duplicates(int n, const Entry *entries)
+{
+	HTAB	   *seen = fini_textmap_create("own_refs of a call", Max(1, n), sizeof(Seen), CurrentMemoryContext);
+
+	for (int i = 0; i < n; i++)
+	{
+		const char *ipo_id = fini_answer_field(entries[i].object, "ipoID");
+		Seen	   *one;
+		bool		found;
+
+		if (entries[i].key == NULL)
+			continue;
+		one = fini_textmap_enter(seen, psprintf("%s\n%s", ipo_id != NULL ? ipo_id : "", entries[i].key), &found);
+		if (found)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("entries %d and %d have the same ownRef", one->number, i + 1),
+					 errdetail("FINI would make two records of them."),
+					 errhint("One application is one entry.")));
+		one->number = i + 1;
+	}
+	hash_destroy(seen);
+}
+
+static void
+run(FiniEndpointId endpoint, int n, Entry *entries, FiniDirectHide *hide)
 {
 	FiniSlotShared *slot = fini_direct_begin();
 
 	fini_direct_require_armed();
+	check_entries(endpoint, n, entries, hide);
 	for (int from = 0; from < n; from += fini_guc_batch_size)
 	{
 		int			count = Min(fini_guc_batch_size, n - from);
-		FiniCall   *call = build(endpoint, count, entries + from);
+		FiniCall   *volatile call = build(endpoint, count, entries + from);
 
 		if (from == 0)
 			fini_direct_perform(call, slot);
@@ -240,6 +297,47 @@ run(FiniEndpointId endpoint, int n, Entry *entries)
 		take(call, count, entries + from);
 		fini_call_free(call);
 	}
+}
+
+/*
+ * What cannot be sent is found before anything is: an error in the second
+ * request would take the outcome of the first away.
+ */
+static void
+check_entries(FiniEndpointId endpoint, int n, const Entry *entries, FiniDirectHide *hide)
+{
+	static const uint8 zeros[Max(FINI_DATA_KEY_LEN, FINI_IV_LEN)];
+	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "fini check", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(work);
+	Size		size = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		FiniBuffer *entry = fini_buffer_create(strlen(entries[i].members) + 3);
+		Size		len;
+
+		CHECK_FOR_INTERRUPTS();
+		hide->entry = i + 1;
+		fini_buffer_append(entry, "{", 1);
+		fini_buffer_append(entry, entries[i].members, strlen(entries[i].members));
+		fini_buffer_append(entry, "}", 1);
+		if (fini_endpoint(endpoint)->sealed)
+			(void) fini_envelope_encrypt_fields(zeros, zeros, entry->data, entry->len);
+		else if (fini_encoding_to_utf8(entry->data, entry->len, &len) == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+					 errmsg("the entry has a character without equivalent in UTF-8")));
+		size = (i % fini_guc_batch_size == 0 ? 0 : size) + entry->len;
+		if (size > MAX_REQUEST)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("the entries are too long for one request"),
+					 errdetail("A request holds up to fini.batch_size entries and %d MB.", (int) (MAX_REQUEST / 1024 / 1024))));
+		MemoryContextReset(work);
+	}
+	hide->entry = 0;
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(work);
 }
 
 static FiniCall *
@@ -284,9 +382,9 @@ take(FiniCall *call, int n, Entry *entries)
 
 		if (!fini_answer_entry(call->answer, i, &answer) || !fini_answer_object(call->answer, i, &object))
 			continue;
-		if (answer.number >= 1 && answer.number <= n)
+		if (call->sealed && answer.number >= 1 && answer.number <= n)
 			entry = &entries[answer.number - 1];
-		else if (answer.number < 0)
+		else if (!call->sealed || answer.number < 0)
 		{
 			const char *key = call->endpoint == FINI_ENDPOINT_FUNDING_CONFIRM ?
 				fini_answer_field(object, "transactionRef") : answer.own_ref;
@@ -297,7 +395,10 @@ take(FiniCall *call, int n, Entry *entries)
 					entry = &entries[j];
 			}
 		}
-		if (entry == NULL || entry->done)
+		/* an answer about another application or record is none to this entry */
+		if (entry == NULL || entry->done ||
+			(call->sealed && differ(entry->key, answer.own_ref)) ||
+			(!answer.rejected && differ(entry->record_id, answer.record_id)))
 			continue;
 		if (!answer.rejected && answer.record_id == NULL && call->endpoint == FINI_ENDPOINT_ADD)
 			continue;
@@ -307,7 +408,7 @@ take(FiniCall *call, int n, Entry *entries)
 		entry->status = fini_answer_field(object, "preFundingStatus");
 		if (answer.rejected)
 		{
-			entry->error_code = answer.error_code[0] != '\0' ? pstrdup(answer.error_code) : "rejected";
+			entry->error_code = answer.error_code[0] != '\0' ? fini_answer_clean_text(answer.error_code, entry->object) : "rejected";
 			entry->error_message = fini_answer_clean_text(answer.error_message, entry->object);
 		}
 		else
@@ -339,6 +440,24 @@ fail_rest(FiniCall *call, int from, int sent, int n, Entry *entries)
 		entries[i].error_message = !tried ? "not sent, because a request before it failed" :
 			psprintf("%s%s", call->message, doubt ? "; find out by a query before sending it again" : "");
 	}
+}
+
+/* FINI trims what it is sent, and may leave out what we know */
+static bool
+differ(const char *ours, const char *theirs)
+{
+	const char *ours_end;
+	const char *theirs_end;
+
+	if (ours == NULL || theirs == NULL || theirs[0] == '\0')
+		return false;
+	ours += strspn(ours, " ");
+	theirs += strspn(theirs, " ");
+	for (ours_end = ours + strlen(ours); ours_end > ours && ours_end[-1] == ' '; ours_end--)
+		;
+	for (theirs_end = theirs + strlen(theirs); theirs_end > theirs && theirs_end[-1] == ' '; theirs_end--)
+		;
+	return ours_end - ours != theirs_end - theirs || memcmp(ours, theirs, ours_end - ours) != 0;
 }
 
 static void

@@ -12,6 +12,7 @@
 #include "catalog/namespace.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 
 #include "encoding.h"
@@ -19,6 +20,14 @@
 static FmgrInfo to_utf8;
 static FmgrInfo from_utf8;
 
+/* bytes that are converted at once where some may have no equivalent */
+#define PIECE	4096
+
+static const char replacement[] = "\\u001a";
+
+static void append_converted(FiniBuffer *dst, const char *src, Size len, FiniBuffer *room);
+static Size escaped_character(const char *src, Size len, char *utf8);
+static bool hex4(const char *src, Size len, uint32 *code);
 static bool needs_conversion(void);
 static const char *convert(FmgrInfo *conversion, int src_encoding, int dst_encoding,
 						   const char *src, Size len, Size *dst_len);
@@ -45,10 +54,125 @@ fini_encoding_from_utf8(const char *utf8, Size len, Size *text_len)
 	return convert(&from_utf8, PG_UTF8, GetDatabaseEncoding(), utf8, len, text_len);
 }
 
+const char *
+fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len)
+{
+	FiniBuffer *dst = fini_buffer_create(len);
+	FiniBuffer *room = fini_buffer_create(PIECE * MAX_CONVERSION_GROWTH);
+	const char *end = json + len;
+
+	while (json < end)
+	{
+		const char *backslash = memchr(json, '\\', end - json);
+		char		utf8[5];
+		Size		taken;
+
+		CHECK_FOR_INTERRUPTS();
+		if (backslash == NULL)
+			backslash = end;
+		append_converted(dst, json, backslash - json, room);
+		json = backslash;
+		if (json == end)
+			break;
+
+		taken = escaped_character(json, end - json, utf8);
+		if (taken == 0)
+		{
+			/* an escape of ASCII, or none: as it is, with the character behind the backslash */
+			taken = json + 1 < end && !IS_HIGHBIT_SET(json[1]) ? 2 : 1;
+			fini_buffer_append(dst, json, taken);
+		}
+		else if (utf8[0] == '\0')
+			fini_buffer_append(dst, replacement, strlen(replacement));
+		else
+			append_converted(dst, utf8, strlen(utf8), room);
+		json += taken;
+	}
+	*text_len = dst->len;
+	return dst->data;
+}
+
 bool
 fini_encoding_is_utf8(const char *bytes, Size len)
 {
 	return len <= INT_MAX && pg_verify_mbstr(PG_UTF8, bytes, (int) len, true);
+}
+
+/* valid UTF-8, with replacements for what has no equivalent */
+static void
+append_converted(FiniBuffer *dst, const char *src, Size len, FiniBuffer *room)
+{
+	if (!needs_conversion())
+	{
+		fini_buffer_append(dst, src, len);
+		return;
+	}
+	look_up();
+	while (len > 0)
+	{
+		Size		piece = len <= PIECE ? len : (Size) pg_encoding_mbcliplen(PG_UTF8, src, (int) Min(len, 2 * PIECE), PIECE);
+		Size		taken = DatumGetInt32(FunctionCall6(&from_utf8,
+														Int32GetDatum(PG_UTF8),
+														Int32GetDatum(GetDatabaseEncoding()),
+														CStringGetDatum(src),
+														CStringGetDatum(room->data),
+														Int32GetDatum((int32) piece),
+														BoolGetDatum(true)));
+
+		fini_buffer_append(dst, room->data, strlen(room->data));
+		if (taken < piece)
+		{
+			fini_buffer_append(dst, replacement, strlen(replacement));
+			taken += pg_utf_mblen((const unsigned char *) src + taken);
+		}
+		src += taken;
+		len -= taken;
+	}
+}
+
+/*
+ * The character that an escape beyond ASCII stands for, and how many bytes the
+ * escape has; "" for one that stands for no character.  0: it is another
+ * escape.
+ */
+static Size
+escaped_character(const char *src, Size len, char *utf8)
+{
+	uint32		code;
+	uint32		second;
+	Size		taken = 6;
+
+	if (!hex4(src, len, &code) || (code > 0 && code < 0x80))
+		return 0;
+	utf8[0] = '\0';
+	if (code == 0 || is_utf16_surrogate_second(code))
+		return taken;
+	if (is_utf16_surrogate_first(code))
+	{
+		if (!hex4(src + taken, len - taken, &second) || !is_utf16_surrogate_second(second))
+			return taken;
+		code = surrogate_pair_to_codepoint(code, second);
+		taken *= 2;
+	}
+	unicode_to_utf8(code, (unsigned char *) utf8);
+	utf8[pg_utf_mblen((unsigned char *) utf8)] = '\0';
+	return taken;
+}
+
+/* is it a \u and four digits? */
+static bool
+hex4(const char *src, Size len, uint32 *code)
+{
+	if (len < 6 || src[0] != '\\' || src[1] != 'u')
+		return false;
+	*code = 0;
+	for (int i = 2; i < 6; i++)
+	{
+		if (!isxdigit((unsigned char) src[i]))
+			return false;
+		*code = *code << 4 | (uint32) (src[i] <= '9' ? src[i] - '0' : (src[i] | 0x20) - 'a' + 10);
+	}
+	return true;
 }
 
 static bool

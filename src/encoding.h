@@ -28,6 +28,15 @@ extern const char *fini_encoding_to_utf8(const char *src, Size len, Size *utf8_l
  */
 extern const char *fini_encoding_from_utf8(const char *utf8, Size len, Size *text_len);
 
+/*
+ * The same for JSON text, whatever it holds: what the database cannot hold, be
+ * it written out or as an escape (also \u0000 and halves of surrogate pairs),
+ * is replaced by the character below, as a JSON escape.  Always a copy.
+ */
+#define FINI_ENCODING_REPLACEMENT	'\x1a'
+
+extern const char *fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len);
+
 /* is it UTF-8 without NUL? */
 extern bool fini_encoding_is_utf8(const char *bytes, Size len);
 

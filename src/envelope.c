@@ -38,6 +38,7 @@ typedef struct FieldWork
 
 static void transform_fields(const uint8 *data_key, const uint8 *iv, bool encrypt,
 							 const char *json, Size len, FiniBuffer *dst);
+static FiniBuffer *open_fields(const uint8 *data_key, const uint8 *iv, const char *answer, Size len);
 static bool encrypt_value(void *arg, int name, FiniJsonKind kind,
 						  const char *value, Size len, FiniBuffer *dst);
 static bool decrypt_value(void *arg, int name, FiniJsonKind kind,
@@ -92,7 +93,7 @@ fini_envelope_seal(const char *payload, Size len, const char *request_id,
 FiniBuffer *
 fini_envelope_open(FiniEnvelope *env, const char *answer, Size len)
 {
-	return fini_envelope_decrypt_fields(env->data_key, env->iv, answer, len);
+	return open_fields(env->data_key, env->iv, answer, len);
 }
 
 /*
@@ -140,22 +141,10 @@ FiniBuffer *
 fini_envelope_decrypt_fields(const uint8 *data_key, const uint8 *iv,
 							 const char *answer, Size len)
 {
-	MemoryContext caller = CurrentMemoryContext;
-	MemoryContext work = AllocSetContextCreate(caller, "fini open", ALLOCSET_SMALL_SIZES);
-	FiniBuffer *opened;
+	FiniBuffer *opened = open_fields(data_key, iv, answer, len);
 	FiniBuffer *result;
 	const char *text;
 	Size		text_len;
-
-	if (!fini_encoding_is_utf8(answer, len))
-		ereport(ERROR,
-				(errcode(FINI_ERRCODE_UNREADABLE),
-				 errmsg("answer is not valid UTF-8")));
-
-	/* decrypted fields are shorter, unless all of them needs escapes */
-	opened = fini_buffer_create(len);
-	MemoryContextSwitchTo(work);
-	transform_fields(data_key, iv, false, answer, len, opened);
 
 	text = fini_encoding_from_utf8(opened->data, opened->len, &text_len);
 	if (text == NULL)
@@ -163,17 +152,11 @@ fini_envelope_decrypt_fields(const uint8 *data_key, const uint8 *iv,
 				(errcode(FINI_ERRCODE_UNREADABLE),
 				 errmsg("answer holds characters that have no equivalent in encoding \"%s\"",
 						GetDatabaseEncodingName())));
-
-	MemoryContextSwitchTo(caller);
 	if (text == opened->data)
-		result = opened;
-	else
-	{
-		result = fini_buffer_create(text_len);
-		fini_buffer_append(result, text, text_len);
-	}
-	MemoryContextDelete(work);
+		return opened;
 
+	result = fini_buffer_create(text_len);
+	fini_buffer_append(result, text, text_len);
 	return result;
 }
 
@@ -197,6 +180,28 @@ int
 fini_envelope_decode_public_key(const char *base64, Size len, uint8 *dst, Size dst_size)
 {
 	return fini_cipher_decode_public_key(base64, len, dst, dst_size);
+}
+
+static FiniBuffer *
+open_fields(const uint8 *data_key, const uint8 *iv, const char *answer, Size len)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext work = AllocSetContextCreate(caller, "fini open", ALLOCSET_SMALL_SIZES);
+	FiniBuffer *opened;
+
+	if (!fini_encoding_is_utf8(answer, len))
+		ereport(ERROR,
+				(errcode(FINI_ERRCODE_UNREADABLE),
+				 errmsg("answer is not valid UTF-8")));
+
+	/* decrypted fields are shorter, unless all of them needs escapes */
+	opened = fini_buffer_create(len);
+	MemoryContextSwitchTo(work);
+	transform_fields(data_key, iv, false, answer, len, opened);
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(work);
+
+	return opened;
 }
 
 /*

@@ -48,17 +48,21 @@ extern FiniEnvelope *fini_envelope_seal(const char *payload, Size len,
 
 /*
  * Open an answer: JSON text in UTF-8 as it came, personal fields decrypted,
- * returned as JSON text in the database encoding in CurrentMemoryContext.
- * Raises FINI_ERRCODE_UNREADABLE when it is no JSON, is no UTF-8 or holds
- * characters that the database encoding lacks, and FINI_ERRCODE_ENVELOPE when a
- * field does not decrypt.  A personal field without the prefix stays as it is.
- * fini_json_to_jsonb makes jsonb of the result without quoting it in errors.
+ * returned in UTF-8 as well, in CurrentMemoryContext: what to do about
+ * characters that the database lacks is for the caller to say.  Raises
+ * FINI_ERRCODE_UNREADABLE when it is no JSON or no UTF-8, and
+ * FINI_ERRCODE_ENVELOPE when a field does not decrypt.  A personal field
+ * without the prefix stays as it is.
  */
 extern FiniBuffer *fini_envelope_open(FiniEnvelope *env, const char *answer, Size len);
 
 extern void fini_envelope_forget(FiniEnvelope *env);
 
-/* the two transformations alone; the sealed text comes back in UTF-8 */
+/*
+ * The two transformations alone.  The sealed text comes back in UTF-8, the
+ * opened one in the database encoding; characters that it lacks are
+ * FINI_ERRCODE_UNREADABLE.
+ */
 extern FiniBuffer *fini_envelope_encrypt_fields(const uint8 *data_key, const uint8 *iv,
 												const char *payload, Size len);
 extern FiniBuffer *fini_envelope_decrypt_fields(const uint8 *data_key, const uint8 *iv,

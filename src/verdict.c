@@ -30,7 +30,7 @@ static const CodeRule code_rules[] = {
 	{"405904", FINI_VERDICT_WRONG},
 };
 
-static FiniVerdict verdict_of_status(int status, const FiniAnswer *answer, const char **code);
+static FiniVerdict verdict_of_status(int status, const FiniAnswer *answer, const char **code, const char **message);
 
 FiniVerdict
 fini_verdict_of(const FiniHttpRequest *http, const FiniAnswer *answer,
@@ -64,11 +64,11 @@ fini_verdict_of(const FiniHttpRequest *http, const FiniAnswer *answer,
 				return code_rules[i].verdict;
 		}
 	}
-	return verdict_of_status(http->status, answer, code);
+	return verdict_of_status(http->status, answer, code, message);
 }
 
 static FiniVerdict
-verdict_of_status(int status, const FiniAnswer *answer, const char **code)
+verdict_of_status(int status, const FiniAnswer *answer, const char **code, const char **message)
 {
 	static char status_text[16];
 
@@ -110,6 +110,8 @@ verdict_of_status(int status, const FiniAnswer *answer, const char **code)
 				return FINI_VERDICT_PROCESSED;
 			return FINI_VERDICT_REJECTED;
 		default:
+			if (status >= 300 && status < 400 && **message == '\0')
+				*message = "the gateway redirects, which is not followed: the token goes to fini.base_url alone";
 
 			/*
 			 * 5xx may come from a proxy that has passed the request on.  What

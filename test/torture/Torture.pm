@@ -78,7 +78,7 @@ sub stop
 {
 	my ($self) = @_;
 	$_->close for grep { $_ } @{ $self->{psql} }, @{$self}{qw(control lock probe)};
-	$self->{server}->stop('immediate') if $self->{server};
+	$self->{server}->stop('QUIT') if $self->{server};
 	$self->{sandbox}->stop if $self->{sandbox};
 	return;
 }
@@ -333,7 +333,7 @@ sub _kill
 	$self->{killed_at} = time;
 	if ($what eq 'server')
 	{
-		$manner eq 'kill' ? $server->kill_all : $server->stop('immediate');
+		$manner eq 'kill' ? $server->kill_all : $server->stop('QUIT');
 		$server->aim_conf('') if delete $self->{holding};
 		$self->_forget_sessions;
 		$server->start;
@@ -342,7 +342,7 @@ sub _kill
 	{
 		kill 'KILL', $pid;
 		# the postmaster ends all others, and starts again
-		$self->_serve_until(sub { !$self->{control} || !$self->{control}->is_open }, 20) or croak "killing $pid ended nothing";
+		$self->_serve_until(sub { !defined $self->{control}->ask('select 1') }, 20) or croak "killing $pid ended nothing";
 		$server->aim_conf('') if delete $self->{holding};
 	}
 	else

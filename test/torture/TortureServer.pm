@@ -1,7 +1,6 @@
 # TortureServer: the PostgreSQL server that is killed, and the ways to kill it.
 #
-# Started with pg_ctl rather than through PostgreSQL::Test::Cluster: a server that crashes is what we want,
-# and fsync stays on, so that what a kill leaves is what a server would really find.
+# Not a PostgreSQL::Test::Cluster: a server that crashes is what we want, and fsync stays on, so that what a kill leaves is what a server would really find.
 
 package TortureServer;
 
@@ -9,6 +8,7 @@ use strict;
 use warnings;
 
 use Carp;
+use POSIX qw(WNOHANG);
 use Time::HiRes qw(sleep time);
 
 # work: folder   conf: further lines of postgresql.conf
@@ -29,20 +29,49 @@ sub new
 	return $self;
 }
 
+# The postmaster is our own child, so that nothing of it is left once it has been killed and waited for.
 sub start
 {
 	my ($self) = @_;
-	_command('pg_ctl', '-D', $self->{data}, '-l', $self->{log}, '-w', '-t', 60, 'start');
-	$self->{started} = 1;
+	my $until = time + 60;
+	my $pid = fork() // croak "fork: $!";
+
+	if ($pid == 0)
+	{
+		setpgrp(0, 0);
+		$SIG{$_} = 'DEFAULT' for qw(INT TERM HUP PIPE);
+		open(STDIN, '<', '/dev/null');
+		open(my $log, '>>', $self->{log}) or POSIX::_exit(126);
+		POSIX::dup2(fileno $log, $_) for 1, 2;
+		{ no warnings; exec 'postgres', '-D', $self->{data}; }
+		POSIX::_exit(127);
+	}
+	$self->{pid} = $pid;
+	until ($self->_is_ready)
+	{
+		croak "the server has ended, see $self->{log}" if waitpid($pid, WNOHANG) != 0;
+		croak "the server did not get ready, see $self->{log}" if time > $until;
+		sleep 0.02;
+	}
 	return;
 }
 
-# mode: fast, immediate
+# manner: INT fast, QUIT immediate
 sub stop
 {
-	my ($self, $mode) = @_;
-	return unless delete $self->{started};
-	_command('pg_ctl', '-D', $self->{data}, '-m', $mode, '-w', '-t', 60, 'stop');
+	my ($self, $signal) = @_;
+	my $pid = $self->{pid} or return;
+	my $until = time + 60;
+	my $status = $?;
+
+	kill $signal, $pid;
+	while (waitpid($pid, WNOHANG) == 0)
+	{
+		kill 'KILL', $pid if time > $until;
+		sleep 0.01;
+	}
+	$? = $status;
+	delete $self->{pid};
 	return;
 }
 
@@ -50,28 +79,28 @@ sub stop
 sub kill_all
 {
 	my ($self) = @_;
-	my $postmaster = $self->postmaster;
 	my $until = time + 30;
+	my @children;
 
 	# it must not see its children go
-	kill 'STOP', $postmaster;
-	my @pids = ($postmaster, _children($postmaster));
-	kill 'KILL', @pids;
-	while (my @left = grep { _alive($_) } @pids)
+	kill 'STOP', $self->{pid};
+	@children = _children($self->{pid});
+	kill 'KILL', $self->{pid}, @children;
+	waitpid(delete $self->{pid}, 0);
+	while (my @left = grep { _alive($_) } @children)
 	{
 		croak "still there after SIGKILL: @left" if time > $until;
 		sleep 0.01;
 	}
-	delete $self->{started};
 	return;
 }
 
-sub postmaster
+sub _is_ready
 {
 	my ($self) = @_;
-	open(my $file, '<', "$self->{data}/postmaster.pid") or croak "postmaster.pid: $!";
-	my $pid = <$file>;
-	return int $pid;
+	open(my $file, '<', "$self->{data}/postmaster.pid") or return 0;
+	my @lines = <$file>;
+	return @lines > 7 && int $lines[0] == $self->{pid} && $lines[7] =~ /^ready/;
 }
 
 # further settings, at once; '' for none
@@ -81,7 +110,7 @@ sub aim_conf
 	open(my $conf, '>', "$self->{data}/aim.conf") or croak "aim.conf: $!";
 	print {$conf} $text;
 	close $conf or croak "aim.conf: $!";
-	kill 'HUP', $self->postmaster if $self->{started};
+	kill 'HUP', $self->{pid} if $self->{pid};
 	return;
 }
 
