@@ -47,6 +47,7 @@ static int64 throttle_until_us = 0;
 static bool claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket);
 static bool claim_group(FiniFlight *flight, const FiniGroup *group);
 static void send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTicket *ticket);
+static void set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message);
 static FiniBuffer *build_payload(FiniFlight *flight);
 static void take_outcomes(FiniFlight *flight);
 static FiniMember *member_of_entry(FiniFlight *flight, const FiniAnswerEntry *entry);
@@ -491,6 +492,7 @@ static void
 send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTicket *ticket)
 {
 	MemoryContext old = MemoryContextSwitchTo(flight->context);
+	ErrorData  *volatile error = NULL;
 
 	if (flight->call == NULL)
 	{
@@ -503,9 +505,46 @@ send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTi
 	}
 	flight->call->ticket = *ticket;
 	ticket->company = -1;
-	fini_call_send(flight->call, access);
-	flight->state = FINI_FLIGHT_SENT;
+	PG_TRY();
+	{
+		fini_call_send(flight->call, access);
+		flight->state = FINI_FLIGHT_SENT;
+	}
+	PG_CATCH();
+	{
+		/* an interrupt, memory, a defect: not the payload's fault */
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(flight->context);
+		error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	if (error != NULL)
+		set_aside(slot, flight, error->message);
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * The payload cannot be sealed.  The texts of such errors are our own and quote
+ * no values.  As when FINI refuses a whole request, smaller ones follow until
+ * the entry at fault is alone.
+ */
+static void
+set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message)
+{
+	EndpointState *endpoint = &endpoint_states[flight->batch.operation];
+
+	strlcpy(flight->call->code, "unsealable", sizeof(flight->call->code));
+	strlcpy(flight->call->message, message, sizeof(flight->call->message));
+	endpoint->batch_limit = Max(1, flight->batch.count / 2);
+	fini_flight_begin();
+	MemoryContextSwitchTo(flight->context);
+	refuse_batch(flight);
+	fini_outbox_settle(&flight->batch, NULL);
+	fini_flight_commit();
+	end_flight(flight);
+	settled(slot);
 }
 
 /* {"data":[{"requestID":"1",…},…]}, entries numbered in the order of the members */

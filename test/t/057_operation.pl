@@ -110,6 +110,15 @@ insert_rows('poison', 'P', 200);
 $fini->wait_done(undef, 60);
 is($fini->sql(q{select count(*) from poison where fini_state = 'accepted'}), 200, 'a refused batch goes again in smaller ones');
 
+# a row that cannot be sealed is rejected, the others go on
+insert_rows('poison', 'V', 50);
+$fini->sql(q{insert into poison (own_ref, ipo_id, app_quantity, id_list)
+	values ('deep', '1234', 100, jsonb_build_array(jsonb_build_object('idNum', 'A1', 'x', (repeat('[', 1500) || repeat(']', 1500))::jsonb)))});
+insert_rows('poison', 'U', 50);
+$fini->wait_done(undef, 60);
+is($fini->sql(q{select fini_state, split_part(fini_error, ':', 1) from poison where own_ref = 'deep'}), 'rejected|unsealable', 'a row that cannot be sealed is rejected');
+is($fini->sql(q{select count(*) from poison where fini_state = 'accepted'}), 300, 'the others went') or diag $fini->situation;
+
 # fast shutdown while the gateway hangs
 $fini->faults({ endpoint => 'subscriptions/add', action => 'hang-after', ms => 20000, count => 1 });
 insert_rows('kept', 'H', 10);
