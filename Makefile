@@ -4,6 +4,7 @@
 #	make demo		10,000 applications to a sandbox gateway and back, on a throw-away server
 #	make test		every test, on throw-away servers; TESTS="t/name.pl sql/name.sql" for some
 #	make bench		measurements		make bench-quick	the same in two minutes
+#	make torture	kills and faults without end: TORTURE="--seed 7 --kills 200 --operations 50000" (docs/torture.md)
 #	make gateway	the sandbox gateway	make installcheck	regression tests on a server of one's own
 #	make lint		gcc and clang with all warnings, shellcheck, perl -c
 #
@@ -50,6 +51,8 @@ bench:
 	@$(run) test/bench/run
 bench-quick:
 	@$(run) test/bench/run --quick
+torture:
+	@$(run) test/torture/run $(TORTURE)
 gateway:
 	+@$(MAKE) -C test/gateway RELEASE=$(if $(filter 1,$(WERROR)),0,1)
 clean-gateway:
@@ -57,4 +60,4 @@ clean-gateway:
 lint:
 	@$(run) test/lint
 
-.PHONY: all install installcheck clean demo test bench bench-quick gateway clean-gateway lint
+.PHONY: all install installcheck clean demo test bench bench-quick torture gateway clean-gateway lint

@@ -74,6 +74,11 @@ ALTER TABLE fini.request ALTER COLUMN members SET STORAGE EXTERNAL;
 CREATE INDEX request_open ON fini.request (state) WHERE state IN ('sending', 'unknown');
 COMMENT ON TABLE fini.request IS 'one row per sealed HTTP request of the worker, written before its first byte leaves';
 
+CREATE TABLE fini.unwritten (
+	id		bigint PRIMARY KEY
+);
+COMMENT ON TABLE fini.unwritten IS 'operations whose outcome a lock kept from being written to its row; the worker tries again';
+
 CREATE TABLE fini.control (
 	singleton			boolean PRIMARY KEY DEFAULT true CHECK (singleton),
 	created_at			timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -121,6 +126,7 @@ SELECT pg_catalog.pg_extension_config_dump('fini.submission', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.submission_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.request', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.unwritten', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run_run_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.discrepancy', '');
@@ -323,6 +329,10 @@ DECLARE
 	parts text[] := pg_catalog.parse_ident(name);
 	qualified text;
 BEGIN
+	-- where CREATE TABLE would put it, so that what is returned is what was created
+	IF pg_catalog.cardinality(parts) = 1 AND current_schema IS NOT NULL THEN
+		parts := pg_catalog.array_prepend(current_schema::text, parts);
+	END IF;
 	IF pg_catalog.cardinality(parts) > 2 THEN
 		RAISE invalid_name USING MESSAGE = pg_catalog.format('"%s" is no table name', name),
 			HINT = 'Give a name, or schema and name.';
@@ -371,64 +381,17 @@ RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'f
 COMMENT ON FUNCTION fini._write_back(bigint[]) IS 'writes the outcome of operations back into the rows of their tables, as the tables'' owners';
 
 /*
- * What is still to take effect, or has taken effect, for an own_ref: its last
- * operation that was not rejected, cancelled or given up.
- */
-CREATE FUNCTION fini._standing(ref text, rel regclass, OUT id bigint, OUT operation text, OUT state text, OUT ipo_id text, OUT record_id text)
-LANGUAGE sql STABLE AS $$
-	SELECT s.id, s.operation, s.state, s.ipo_id, s.record_id FROM fini.submission s
-	WHERE s.own_ref = ref AND s.relation = rel AND s.state IN ('queued', 'sending', 'unknown', 'accepted')
-	ORDER BY s.id DESC LIMIT 1
-$$;
-COMMENT ON FUNCTION fini._standing(text, regclass) IS 'the operation of an own_ref that counts';
-
-/*
  * Withdraw: cancel adds and changes still queued (whoever deletes the queue's
  * row owns the operation), then enqueue an invalidate for what stands or may
  * come to stand at FINI.
  */
-CREATE FUNCTION fini._withdraw(relation regclass, own_refs text[], write_back boolean) RETURNS bigint
-LANGUAGE plpgsql VOLATILE AS $$
-#variable_conflict use_column
-DECLARE
-	cancelled_ids bigint[];
-	enqueued bigint;
-BEGIN
-	WITH gone AS (
-		DELETE FROM fini.queue q USING fini.submission s
-		WHERE s.own_ref = ANY (own_refs) AND s.relation = _withdraw.relation AND s.state = 'queued' AND s.operation <> 'invalidate'
-		  AND q.ipo_id = s.ipo_id AND q.operation = s.operation AND q.id = s.id
-		RETURNING q.id
-	), cancelled AS (
-		UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'withdrawn',
-			error_message = 'withdrawn before it was sent'
-		WHERE s.id = ANY (ARRAY(SELECT id FROM gone))
-		RETURNING s.id
-	)
-	SELECT array_agg(id) INTO cancelled_ids FROM cancelled;
-
-	WITH withdrawn AS (
-		INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)
-		SELECT _withdraw.relation, u.ref, l.ipo_id, 'invalidate'
-		FROM (SELECT DISTINCT ref FROM unnest(own_refs) ref) u,
-			LATERAL fini._standing(u.ref, _withdraw.relation) l
-		WHERE l.operation IN ('add', 'change')
-		RETURNING id, ipo_id, operation
-	), queued AS (
-		INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM withdrawn
-	)
-	SELECT count(*) INTO enqueued FROM withdrawn;
-	IF write_back AND cancelled_ids IS NOT NULL THEN
-		PERFORM fini._write_back(cancelled_ids);
-	END IF;
-	PERFORM fini._wake();
-	RETURN enqueued + coalesce(cardinality(cancelled_ids), 0);
-END $$;
-COMMENT ON FUNCTION fini._withdraw(regclass, text[], boolean) IS 'withdraws applications, wherever they are on their way';
+CREATE FUNCTION fini._withdraw(relation regclass, own_refs text[]) RETURNS bigint
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_withdraw';
+COMMENT ON FUNCTION fini._withdraw(regclass, text[]) IS 'withdraws applications, wherever they are on their way; returns how many it concerned';
 
 CREATE FUNCTION fini.invalidate(relation regclass, own_refs text[]) RETURNS bigint
 LANGUAGE sql STRICT VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT fini._withdraw(relation, own_refs, true)
+	SELECT fini._withdraw(relation, own_refs)
 $$;
 COMMENT ON FUNCTION fini.invalidate(regclass, text[]) IS 'withdraws these applications at FINI; what is still queued is cancelled instead. Returns how many';
 
@@ -493,6 +456,10 @@ CREATE FUNCTION fini._wait_for_settle(serial bigint, timeout_ms integer) RETURNS
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_wait_for_settle';
 COMMENT ON FUNCTION fini._wait_for_settle(bigint, integer) IS 'waits until the worker has settled something since the given serial, and returns the new one';
 
+CREATE FUNCTION fini._is_mine(writer xid) RETURNS boolean
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_is_mine';
+COMMENT ON FUNCTION fini._is_mine(xid) IS 'was a row with this xmin written by the current transaction, its savepoints included?';
+
 CREATE FUNCTION fini.wait(ipo_id text DEFAULT NULL, timeout interval DEFAULT '1 min') RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -511,7 +478,7 @@ BEGIN
 			HINT = 'Call it at isolation level read committed.';
 	END IF;
 	IF pg_current_xact_id_if_assigned() IS NOT NULL AND
-		EXISTS (SELECT FROM fini.queue q WHERE q.xmin = pg_current_xact_id_if_assigned()::xid) THEN
+		EXISTS (SELECT FROM fini.queue q WHERE fini._is_mine(q.xmin)) THEN
 		RAISE active_sql_transaction USING MESSAGE = 'fini.wait would wait for its own transaction',
 			DETAIL = 'Operations that this transaction has enqueued are sent after it commits.',
 			HINT = 'Commit first, then wait.';

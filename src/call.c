@@ -315,6 +315,7 @@ read_answer(FiniCall *call, const char **problem)
 	FiniAnswer *answer = NULL;
 	const char *text;
 	Size		len;
+	bool		replaced;
 
 	if (body->len == 0)
 	{
@@ -343,11 +344,11 @@ read_answer(FiniCall *call, const char **problem)
 	if (answer != NULL)
 		return answer;
 
-	text = fini_encoding_json_from_utf8(body->data, body->len, &len);
+	text = fini_encoding_json_from_utf8(body->data, body->len, &len, &replaced);
 	answer = fini_answer_parse(text, len);
 	if (answer == NULL && (*problem)[0] == '\0')
 		*problem = "the answer is not the JSON object that it should be";
-	if (answer != NULL && call->exact)
+	if (answer != NULL && replaced && call->exact)
 	{
 		*problem = psprintf("the answer holds characters that have no equivalent in encoding \"%s\"",
 							GetDatabaseEncodingName());

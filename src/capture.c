@@ -9,6 +9,12 @@
  * output functions; other columns are only compared, as bytes.
  *
  * Runs as the extension's owner (SECURITY DEFINER): no user code is called.
+ *
+ * Writing an outcome back fires these triggers too.  That statement of ours
+ * asks for nothing, even if a trigger of the user's stamps a mapped column on
+ * its way (a change would bring another outcome, and so on for ever); what
+ * users' triggers do in its course by statements of their own counts like
+ * anything else.
  */
 #include "postgres.h"
 
@@ -19,6 +25,7 @@
 #include "utils/datum.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
 
@@ -42,9 +49,20 @@ typedef struct Mapping
 	FmgrInfo	ipo_id_output;
 } Mapping;
 
-/* rows collected for one kind of change */
+typedef enum Change
+{
+	INSERTED,
+	UPDATED,
+	MOVED,
+	DELETED
+} Change;
+
+/* rows collected for one kind of change, in memory of their own that is reset after each portion */
 typedef struct Rows
 {
+	Mapping    *mapping;
+	Change		change;
+	MemoryContext context;
 	int			n;
 	char	  **old_refs;
 	char	  **own_refs;
@@ -52,12 +70,12 @@ typedef struct Rows
 } Rows;
 
 static void read_mapping(Relation rel, Mapping *mapping);
-static void capture_inserts(TriggerData *trigger, Mapping *mapping);
-static void capture_deletes(TriggerData *trigger, Mapping *mapping);
+static void capture_rows(TriggerData *trigger, Tuplestorestate *table, Rows *rows);
 static void capture_updates(TriggerData *trigger, Mapping *mapping);
-static void compare_rows(Mapping *mapping, TupleTableSlot *before, TupleTableSlot *after, Rows *changed, Rows *moved);
-static void init_rows(Rows *rows);
-static void add_row(Rows *rows, Mapping *mapping, const char *old_ref, TupleTableSlot *slot);
+static void compare_rows(TupleTableSlot *before, TupleTableSlot *after, Rows *changed, Rows *moved);
+static void begin_rows(Rows *rows, Mapping *mapping, Change change);
+static void add_row(Rows *rows, TupleTableSlot *before, TupleTableSlot *after);
+static void hand_over(Rows *rows);
 static char *column_text(TupleTableSlot *slot, AttrNumber attnum, FmgrInfo *output);
 static TupleTableSlot *slot_of_tuple(TriggerData *trigger, HeapTuple tuple);
 
@@ -66,14 +84,14 @@ fini_sql_capture(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	Mapping		mapping;
+	Rows		rows;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("fini.capture can only be called as a trigger")));
 
-	/* our own outcomes ask for nothing */
-	if (fini_source_writing_back())
+	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) && fini_source_is_write_back(RelationGetRelid(trigger->tg_relation)))
 		return PointerGetDatum(NULL);
 
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
@@ -107,12 +125,15 @@ fini_sql_capture(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	read_mapping(trigger->tg_relation, &mapping);
-	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
-		capture_inserts(trigger, &mapping);
-	else if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
-		capture_deletes(trigger, &mapping);
-	else
+	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 		capture_updates(trigger, &mapping);
+	else
+	{
+		bool		inserted = TRIGGER_FIRED_BY_INSERT(trigger->tg_event);
+
+		begin_rows(&rows, &mapping, inserted ? INSERTED : DELETED);
+		capture_rows(trigger, inserted ? trigger->tg_newtable : trigger->tg_oldtable, &rows);
+	}
 	SPI_finish();
 	return PointerGetDatum(NULL);
 }
@@ -138,57 +159,23 @@ read_mapping(Relation rel, Mapping *mapping)
 }
 
 static void
-capture_inserts(TriggerData *trigger, Mapping *mapping)
+capture_rows(TriggerData *trigger, Tuplestorestate *table, Rows *rows)
 {
-	Rows		rows;
+	TupleTableSlot *slot;
 
-	init_rows(&rows);
 	if (TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
-		add_row(&rows, mapping, NULL, slot_of_tuple(trigger, trigger->tg_trigtuple));
+	{
+		slot = slot_of_tuple(trigger, trigger->tg_trigtuple);
+		add_row(rows, NULL, slot);
+	}
 	else
 	{
-		TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
-
-		while (tuplestore_gettupleslot(trigger->tg_newtable, true, false, slot))
-		{
-			add_row(&rows, mapping, NULL, slot);
-			if (rows.n == PORTION)
-			{
-				fini_outbox_inserted(mapping->relid, rows.n, rows.own_refs, rows.ipo_ids);
-				init_rows(&rows);
-			}
-		}
-		ExecDropSingleTupleTableSlot(slot);
+		slot = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
+		while (tuplestore_gettupleslot(table, true, false, slot))
+			add_row(rows, NULL, slot);
 	}
-	if (rows.n > 0)
-		fini_outbox_inserted(mapping->relid, rows.n, rows.own_refs, rows.ipo_ids);
-}
-
-static void
-capture_deletes(TriggerData *trigger, Mapping *mapping)
-{
-	Rows		rows;
-
-	init_rows(&rows);
-	if (TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
-		add_row(&rows, mapping, NULL, slot_of_tuple(trigger, trigger->tg_trigtuple));
-	else
-	{
-		TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
-
-		while (tuplestore_gettupleslot(trigger->tg_oldtable, true, false, slot))
-		{
-			add_row(&rows, mapping, NULL, slot);
-			if (rows.n == PORTION)
-			{
-				fini_outbox_deleted(mapping->relid, rows.n, rows.own_refs);
-				init_rows(&rows);
-			}
-		}
-		ExecDropSingleTupleTableSlot(slot);
-	}
-	if (rows.n > 0)
-		fini_outbox_deleted(mapping->relid, rows.n, rows.own_refs);
+	ExecDropSingleTupleTableSlot(slot);
+	hand_over(rows);
 }
 
 /*
@@ -201,46 +188,37 @@ capture_updates(TriggerData *trigger, Mapping *mapping)
 {
 	Rows		changed;
 	Rows		moved;
+	TupleTableSlot *before;
+	TupleTableSlot *after;
 
-	init_rows(&changed);
-	init_rows(&moved);
+	begin_rows(&changed, mapping, UPDATED);
+	begin_rows(&moved, mapping, MOVED);
 	if (TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
-		compare_rows(mapping, slot_of_tuple(trigger, trigger->tg_trigtuple),
-					 slot_of_tuple(trigger, trigger->tg_newtuple), &changed, &moved);
+	{
+		before = slot_of_tuple(trigger, trigger->tg_trigtuple);
+		after = slot_of_tuple(trigger, trigger->tg_newtuple);
+		compare_rows(before, after, &changed, &moved);
+	}
 	else
 	{
-		TupleTableSlot *before = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
-		TupleTableSlot *after = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
-
+		before = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
+		after = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
 		if (tuplestore_tuple_count(trigger->tg_oldtable) != tuplestore_tuple_count(trigger->tg_newtable))
 			elog(ERROR, "transition tables of different length");
 		while (tuplestore_gettupleslot(trigger->tg_oldtable, true, false, before) &&
 			   tuplestore_gettupleslot(trigger->tg_newtable, true, false, after))
-		{
-			compare_rows(mapping, before, after, &changed, &moved);
-			if (changed.n == PORTION)
-			{
-				fini_outbox_updated(mapping->relid, changed.n, changed.own_refs, changed.ipo_ids);
-				init_rows(&changed);
-			}
-			if (moved.n == PORTION)
-			{
-				fini_outbox_moved(mapping->relid, moved.n, moved.old_refs, moved.own_refs, moved.ipo_ids);
-				init_rows(&moved);
-			}
-		}
-		ExecDropSingleTupleTableSlot(before);
-		ExecDropSingleTupleTableSlot(after);
+			compare_rows(before, after, &changed, &moved);
 	}
-	if (changed.n > 0)
-		fini_outbox_updated(mapping->relid, changed.n, changed.own_refs, changed.ipo_ids);
-	if (moved.n > 0)
-		fini_outbox_moved(mapping->relid, moved.n, moved.old_refs, moved.own_refs, moved.ipo_ids);
+	ExecDropSingleTupleTableSlot(before);
+	ExecDropSingleTupleTableSlot(after);
+	hand_over(&changed);
+	hand_over(&moved);
 }
 
 static void
-compare_rows(Mapping *mapping, TupleTableSlot *before, TupleTableSlot *after, Rows *changed, Rows *moved)
+compare_rows(TupleTableSlot *before, TupleTableSlot *after, Rows *changed, Rows *moved)
 {
+	Mapping    *mapping = changed->mapping;
 	TupleDesc	desc = before->tts_tupleDescriptor;
 	bool		differs = false;
 	bool		renamed = false;
@@ -262,36 +240,77 @@ compare_rows(Mapping *mapping, TupleTableSlot *before, TupleTableSlot *after, Ro
 		}
 	}
 	if (renamed)
-		add_row(moved, mapping, column_text(before, mapping->own_ref, &mapping->own_ref_output), after);
+		add_row(moved, before, after);
 	else if (differs)
-		add_row(changed, mapping, NULL, after);
+		add_row(changed, NULL, after);
 }
 
 static void
-init_rows(Rows *rows)
+begin_rows(Rows *rows, Mapping *mapping, Change change)
 {
+	rows->mapping = mapping;
+	rows->change = change;
+	rows->context = AllocSetContextCreate(CurrentMemoryContext, "fini captured rows", ALLOCSET_DEFAULT_SIZES);
 	rows->n = 0;
-	rows->old_refs = NULL;
-	rows->own_refs = NULL;
-	rows->ipo_ids = NULL;
 }
 
+/* before: the version whose own_ref has changed, NULL when it has not */
 static void
-add_row(Rows *rows, Mapping *mapping, const char *old_ref, TupleTableSlot *slot)
+add_row(Rows *rows, TupleTableSlot *before, TupleTableSlot *after)
 {
-	/* most statements touch one row */
-	if (rows->n == 0 || rows->n == 1)
-	{
-		int			size = rows->n == 0 ? 1 : PORTION;
+	MemoryContext old = MemoryContextSwitchTo(rows->context);
 
-		rows->old_refs = rows->n == 0 ? palloc(sizeof(char *) * size) : repalloc(rows->old_refs, sizeof(char *) * size);
-		rows->own_refs = rows->n == 0 ? palloc(sizeof(char *) * size) : repalloc(rows->own_refs, sizeof(char *) * size);
-		rows->ipo_ids = rows->n == 0 ? palloc(sizeof(char *) * size) : repalloc(rows->ipo_ids, sizeof(char *) * size);
+	/* most statements touch one row */
+	if (rows->n == 0)
+	{
+		rows->old_refs = palloc(sizeof(char *));
+		rows->own_refs = palloc(sizeof(char *));
+		rows->ipo_ids = palloc(sizeof(char *));
 	}
-	rows->old_refs[rows->n] = unconstify(char *, old_ref);
-	rows->own_refs[rows->n] = column_text(slot, mapping->own_ref, &mapping->own_ref_output);
-	rows->ipo_ids[rows->n] = column_text(slot, mapping->ipo_id, &mapping->ipo_id_output);
+	else if (rows->n == 1)
+	{
+		rows->old_refs = repalloc(rows->old_refs, sizeof(char *) * PORTION);
+		rows->own_refs = repalloc(rows->own_refs, sizeof(char *) * PORTION);
+		rows->ipo_ids = repalloc(rows->ipo_ids, sizeof(char *) * PORTION);
+	}
+	rows->old_refs[rows->n] = before == NULL ? NULL :
+		column_text(before, rows->mapping->own_ref, &rows->mapping->own_ref_output);
+	rows->own_refs[rows->n] = column_text(after, rows->mapping->own_ref, &rows->mapping->own_ref_output);
+	rows->ipo_ids[rows->n] = column_text(after, rows->mapping->ipo_id, &rows->mapping->ipo_id_output);
 	rows->n++;
+	MemoryContextSwitchTo(old);
+	if (rows->n == PORTION)
+		hand_over(rows);
+}
+
+/* a portion, or what there is, to the outbox */
+static void
+hand_over(Rows *rows)
+{
+	MemoryContext old = MemoryContextSwitchTo(rows->context);
+	Oid			relid = rows->mapping->relid;
+
+	if (rows->n > 0)
+	{
+		switch (rows->change)
+		{
+			case INSERTED:
+				fini_outbox_inserted(relid, rows->n, rows->own_refs, rows->ipo_ids);
+				break;
+			case UPDATED:
+				fini_outbox_updated(relid, rows->n, rows->own_refs, rows->ipo_ids);
+				break;
+			case MOVED:
+				fini_outbox_moved(relid, rows->n, rows->old_refs, rows->own_refs, rows->ipo_ids);
+				break;
+			case DELETED:
+				fini_outbox_deleted(relid, rows->n, rows->own_refs);
+				break;
+		}
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(rows->context);
+	rows->n = 0;
 }
 
 /* an empty text for null: it will be rejected with a reason when its turn comes */

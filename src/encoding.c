@@ -25,7 +25,7 @@ static FmgrInfo from_utf8;
 
 static const char replacement[] = "\\u001a";
 
-static void append_converted(FiniBuffer *dst, const char *src, Size len, FiniBuffer *room);
+static bool append_converted(FiniBuffer *dst, const char *src, Size len, FiniBuffer *room);
 static Size escaped_character(const char *src, Size len, char *utf8);
 static bool hex4(const char *src, Size len, uint32 *code);
 static bool needs_conversion(void);
@@ -55,12 +55,13 @@ fini_encoding_from_utf8(const char *utf8, Size len, Size *text_len)
 }
 
 const char *
-fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len)
+fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len, bool *replaced)
 {
 	FiniBuffer *dst = fini_buffer_create(len);
 	FiniBuffer *room = fini_buffer_create(PIECE * MAX_CONVERSION_GROWTH);
 	const char *end = json + len;
 
+	*replaced = false;
 	while (json < end)
 	{
 		const char *backslash = memchr(json, '\\', end - json);
@@ -70,7 +71,7 @@ fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len)
 		CHECK_FOR_INTERRUPTS();
 		if (backslash == NULL)
 			backslash = end;
-		append_converted(dst, json, backslash - json, room);
+		*replaced |= append_converted(dst, json, backslash - json, room);
 		json = backslash;
 		if (json == end)
 			break;
@@ -83,9 +84,12 @@ fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len)
 			fini_buffer_append(dst, json, taken);
 		}
 		else if (utf8[0] == '\0')
+		{
 			fini_buffer_append(dst, replacement, strlen(replacement));
+			*replaced = true;
+		}
 		else
-			append_converted(dst, utf8, strlen(utf8), room);
+			*replaced |= append_converted(dst, utf8, strlen(utf8), room);
 		json += taken;
 	}
 	*text_len = dst->len;
@@ -98,14 +102,16 @@ fini_encoding_is_utf8(const char *bytes, Size len)
 	return len <= INT_MAX && pg_verify_mbstr(PG_UTF8, bytes, (int) len, true);
 }
 
-/* valid UTF-8, with replacements for what has no equivalent */
-static void
+/* valid UTF-8, with replacements for what has no equivalent; was there any? */
+static bool
 append_converted(FiniBuffer *dst, const char *src, Size len, FiniBuffer *room)
 {
+	bool		replaced = false;
+
 	if (!needs_conversion())
 	{
 		fini_buffer_append(dst, src, len);
-		return;
+		return false;
 	}
 	look_up();
 	while (len > 0)
@@ -124,10 +130,12 @@ append_converted(FiniBuffer *dst, const char *src, Size len, FiniBuffer *room)
 		{
 			fini_buffer_append(dst, replacement, strlen(replacement));
 			taken += pg_utf_mblen((const unsigned char *) src + taken);
+			replaced = true;
 		}
 		src += taken;
 		len -= taken;
 	}
+	return replaced;
 }
 
 /*
@@ -215,16 +223,23 @@ convert(FmgrInfo *conversion, int src_encoding, int dst_encoding,
 	return dst->data;
 }
 
+/* in a transaction of its own where there is none: the worker has none between its steps */
 static void
 look_up(void)
 {
+	MemoryContext caller = CurrentMemoryContext;
+	bool		alone = !IsTransactionState();
+
 	if (OidIsValid(to_utf8.fn_oid) && OidIsValid(from_utf8.fn_oid))
 		return;
-	if (!IsTransactionState())
-		elog(ERROR, "encoding conversion looked up outside a transaction");
 
+	if (alone)
+		StartTransactionCommand();
 	look_up_one(&to_utf8, GetDatabaseEncoding(), PG_UTF8);
 	look_up_one(&from_utf8, PG_UTF8, GetDatabaseEncoding());
+	if (alone)
+		CommitTransactionCommand();
+	MemoryContextSwitchTo(caller);
 }
 
 static void

@@ -5,9 +5,8 @@
  * PostgreSQL's own conversion calls raise errors that print the bytes in
  * question, and personal data belongs in no error; these report by result.
  *
- * In a database that is neither UTF8 nor SQL_ASCII the first call of either
- * function in a process looks the conversion up and must be made inside a
- * transaction; later calls may be made anywhere.
+ * In a database that is neither UTF8 nor SQL_ASCII the first conversion in a
+ * process looks it up, outside a transaction in one of its own.
  */
 #ifndef FINI_ENCODING_H
 #define FINI_ENCODING_H
@@ -31,11 +30,12 @@ extern const char *fini_encoding_from_utf8(const char *utf8, Size len, Size *tex
 /*
  * The same for JSON text, whatever it holds: what the database cannot hold, be
  * it written out or as an escape (also \u0000 and halves of surrogate pairs),
- * is replaced by the character below, as a JSON escape.  Always a copy.
+ * is replaced by the character below, as a JSON escape; *replaced tells whether
+ * anything was.  Always a copy.
  */
 #define FINI_ENCODING_REPLACEMENT	'\x1a'
 
-extern const char *fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len);
+extern const char *fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len, bool *replaced);
 
 /* is it UTF-8 without NUL? */
 extern bool fini_encoding_is_utf8(const char *bytes, Size len);

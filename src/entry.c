@@ -10,6 +10,7 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "utils/jsonb.h"
 
 #include "answer.h"
@@ -25,7 +26,8 @@
 static void append_field(FiniField *field, const char *text, FiniRow *row);
 static void append_applicant(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
 static void append_id_list(const char *text, FiniRow *row);
-static void append_extra(const char *text, FiniRow *row);
+static void append_extra(FiniSource *source, const char *text, FiniRow *row);
+static bool is_own_field(FiniSource *source, const JsonbValue *name);
 static void append_quantity(const char *text, FiniRow *row);
 static void append_raw(FiniBuffer *dst, const char *name, const char *json);
 static bool is_list_of_objects(Jsonb *json);
@@ -37,6 +39,8 @@ fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 	ListCell   *cell;
 	int			column = 0;
 	bool		has_quantity = false;
+	bool		has_firm = false;
+	const char *extra = NULL;
 
 	row->found = true;
 	row->entry = fini_buffer_create(512);
@@ -60,10 +64,10 @@ fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 				append_quantity(text, row);
 				break;
 			case FINI_FIELD_EXTRA:
-				if (text != NULL)
-					append_extra(text, row);
+				extra = text;
 				break;
 			case FINI_FIELD_FIRM_ID:
+				has_firm = true;
 				fini_entry_append(row->entry, "firmID", text != NULL ? text : fini_guc_firm_id);
 				break;
 			default:
@@ -74,6 +78,10 @@ fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 	append_applicant(source, tuple, desc, row);
 	if (!has_quantity)
 		append_quantity(NULL, row);
+	if (!has_firm)
+		fini_entry_append(row->entry, "firmID", fini_guc_firm_id);
+	if (extra != NULL)
+		append_extra(source, extra, row);
 
 	if (row->problem == NULL)
 	{
@@ -129,8 +137,9 @@ append_field(FiniField *field, const char *text, FiniRow *row)
 				problem(row, "bad_own_ref", "the own_ref is empty, or begins or ends with a space");
 			break;
 		case FINI_FIELD_IPO_ID:
-			if (text == NULL || text[0] == '\0' || strlen(text) > MAX_IPO_ID)
-				problem(row, "bad_ipo_id", "the ipo_id is empty or longer than 20 characters");
+			if (text == NULL || text[0] == '\0' || text[0] == ' ' || text[strlen(text) - 1] == ' ' ||
+				pg_mbstrlen(text) > MAX_IPO_ID)
+				problem(row, "bad_ipo_id", "the ipo_id is empty, longer than 20 characters, or begins or ends with a space");
 			break;
 		default:
 			break;
@@ -201,9 +210,9 @@ append_id_list(const char *text, FiniRow *row)
 		append_raw(row->entry, "idList", text);
 }
 
-/* the members of an object join those of the entry */
+/* the members of an object join those of the entry; FINI takes the first of a repeated field, so none may repeat */
 static void
-append_extra(const char *text, FiniRow *row)
+append_extra(FiniSource *source, const char *text, FiniRow *row)
 {
 	Jsonb	   *json = fini_answer_to_jsonb(text, strlen(text));
 	const char *open = strchr(text, '{');
@@ -213,10 +222,42 @@ append_extra(const char *text, FiniRow *row)
 		problem(row, "bad_extra", "the further fields are no JSON object");
 	else if (JB_ROOT_COUNT(json) > 0)
 	{
+		JsonbIterator *it = JsonbIteratorInit(&json->root);
+		JsonbIteratorToken token;
+		JsonbValue	value;
+
+		while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+		{
+			if (token == WJB_KEY && is_own_field(source, &value))
+				problem(row, "bad_extra", "the further fields repeat a field of the entry");
+		}
 		if (row->entry->len > 0)
 			fini_buffer_append(row->entry, ",", 1);
 		fini_buffer_append(row->entry, open + 1, close - open - 1);
 	}
+}
+
+static bool
+is_own_field(FiniSource *source, const JsonbValue *name)
+{
+	static const char *const always[] = {"requestID", "recordID", "idList", "appQuantity", "firmID"};
+	ListCell   *cell;
+
+	for (size_t i = 0; i < lengthof(always); i++)
+	{
+		if (name->val.string.len == (int) strlen(always[i]) &&
+			memcmp(name->val.string.val, always[i], name->val.string.len) == 0)
+			return true;
+	}
+	foreach(cell, source->fields)
+	{
+		FiniField  *field = lfirst(cell);
+
+		if (field->kind != FINI_FIELD_EXTRA && name->val.string.len == (int) strlen(field->name) &&
+			memcmp(name->val.string.val, field->name, name->val.string.len) == 0)
+			return true;
+	}
+	return false;
 }
 
 /* a positive whole number, as FINI wants it: digits in a string */

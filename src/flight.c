@@ -57,6 +57,7 @@ static void put_back(FiniFlight *flight, const char *code, const char *message);
 static void pause_flight(FiniFlight *flight, EndpointState *endpoint);
 static void give_up_after_limit(FiniFlight *flight);
 static int64 pause_after(int failures);
+static bool must_look_again(FiniFlight *flight);
 static void keep_open_members(FiniFlight *flight);
 static void end_flight(FiniFlight *flight);
 static void settled(FiniSlotShared *slot);
@@ -85,6 +86,7 @@ fini_flight_recover(void)
 		flight->context = context;
 		flight->batch = *batch; /* members stay in the context of all that was recovered */
 		flight->state = FINI_FLIGHT_DOUBT;
+		flight->doubted = true;
 		flights = lappend(flights, flight);
 		MemoryContextSwitchTo(old);
 	}
@@ -227,9 +229,18 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 			break;
 		case FINI_VERDICT_STOP:
 			endpoint->stopped = true;
-			put_back(flight, call->code, call->message);
-			fini_outbox_settle(&flight->batch, call);
-			flight->batch.count = 0;
+			if (flight->doubted)
+			{
+				/* an earlier copy may still count: it keeps its request ID */
+				flight->state = FINI_FLIGHT_DOUBT;
+				fini_outbox_doubt(&flight->batch, call);
+			}
+			else
+			{
+				put_back(flight, call->code, call->message);
+				fini_outbox_settle(&flight->batch, call);
+				flight->batch.count = 0;
+			}
 			fini_shared_note_error(slot, psprintf("%s stopped, code %s: %s", fini_endpoint(call->endpoint)->name,
 												  call->code, call->message));
 			ereport(LOG,
@@ -240,7 +251,15 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 			break;
 		case FINI_VERDICT_DOUBT:
 			flight->state = FINI_FLIGHT_DOUBT;
-			flight->taken = strcmp(call->code, "411002") == 0;
+			flight->doubted = true;
+			/* only looks after FINI has said so tell whether it is there */
+			if (strcmp(call->code, "411002") != 0)
+				flight->taken = false;
+			else if (!flight->taken)
+			{
+				flight->taken = true;
+				flight->absences = 0;
+			}
 			flight->failures++;
 			flight->not_before_us = flight->taken ? fini_monotonic_us() + pause_after(flight->failures) : 0;
 			fini_outbox_doubt(&flight->batch, call);
@@ -345,6 +364,7 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 {
 	MemoryContext old = MemoryContextSwitchTo(flight->context);
 	char		request_id[FINI_REQUEST_ID_LEN + 1];
+	bool		again = false;
 
 	fini_flight_begin();
 	fini_outbox_settle(&flight->batch, NULL);
@@ -353,10 +373,11 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 	{
 		/* absent: what is sent now is what the rows say now */
 		fini_outbox_read_rows(&flight->batch, flight->context);
+		again = must_look_again(flight);
 		fini_outbox_settle(&flight->batch, NULL);
 		keep_open_members(flight);
 	}
-	if (flight->batch.count > 0)
+	if (flight->batch.count > 0 && !again)
 	{
 		strlcpy(request_id, flight->batch.request_id, sizeof(request_id));
 		flight->absences++;
@@ -376,8 +397,8 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 		fini_call_free(flight->call);
 	flight->call = NULL;
 	flight->looked_for = false;
-	flight->state = FINI_FLIGHT_READY;
-	flight->not_before_us = 0;
+	flight->state = again ? FINI_FLIGHT_DOUBT : FINI_FLIGHT_READY;
+	flight->not_before_us = again ? fini_monotonic_us() + (int64) fini_guc_request_timeout * 1000 : 0;
 	if (flight->batch.count == 0)
 		end_flight(flight);
 	settled(slot);
@@ -388,6 +409,8 @@ fini_flight_begin(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	/* what is sent has to be in the log first, even where synchronous_commit is off */
+	ForceSyncCommit();
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
@@ -509,6 +532,7 @@ send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTi
 	{
 		fini_call_send(flight->call, access);
 		flight->state = FINI_FLIGHT_SENT;
+		flight->looked_in_vain = false;
 	}
 	PG_CATCH();
 	{
@@ -715,6 +739,34 @@ pause_after(int failures)
 	int64		pause = Min(MIN_PAUSE_US << Min(failures - 1, 10), MAX_PAUSE_US);
 
 	return (int64) (pause * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
+}
+
+/*
+ * What a look did not find is not given up, and not put back to go under
+ * another request ID, before a second look, as long after the first as a
+ * request can take: nothing takes the request ID from a copy that may still
+ * be on its way.  A table that cannot be read now may be readable by then.
+ */
+static bool
+must_look_again(FiniFlight *flight)
+{
+	bool		again = false;
+
+	if (flight->looked_in_vain)
+		return false;
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		FiniMember *member = &flight->batch.members[i];
+
+		if (member->state == NULL)
+			continue;
+		member->state = NULL;
+		member->error_code = NULL;
+		member->error_message = NULL;
+		again = true;
+	}
+	flight->looked_in_vain = again;
+	return again;
 }
 
 /* members that have ended leave the batch */

@@ -35,6 +35,8 @@ typedef struct FiniFlight
 	int			failures;		/* sendings in a row that were not processed */
 	bool		taken;			/* FINI said 411002: this request ID has been used */
 	int			absences;		/* looks that did not find it since then */
+	bool		doubted;		/* a copy sent earlier may have been, or may yet be, processed */
+	bool		looked_in_vain; /* a look since the last sending found no record, and something that cannot be sent */
 	bool		looked_for;		/* part of the scan under way */
 } FiniFlight;
 

@@ -1,17 +1,26 @@
 /*
  * outbox.c
  *		Statements of the outbox: preparing, executing, arrays in and texts out.
+ *
+ * At isolation levels above read committed a transaction's snapshot may be
+ * older than the outbox: what has been sent since would look as if it never
+ * had been, and a change or withdrawal of it would be lost.  So every statement
+ * sees the outbox as it is now.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/plancache.h"
+#include "utils/snapmgr.h"
 
 #include "compat.h"
 #include "outbox.h"
+
+PG_FUNCTION_INFO_V1(fini_sql_is_mine);
 
 static void plan_for_indexes(void);
 
@@ -52,7 +61,9 @@ fini_outbox_execute(FiniStatement *statement, Datum *values, const char *nulls, 
 		if (statement->plan == NULL || SPI_keepplan(statement->plan) != 0)
 			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
 	}
-	rc = SPI_execute_plan(statement->plan, values, nulls, false, limit);
+	rc = SPI_execute_snapshot(statement->plan, values, nulls,
+							  IsolationUsesXactSnapshot() ? GetLatestSnapshot() : InvalidSnapshot,
+							  InvalidSnapshot, false, true, limit);
 	if (rc < 0)
 		elog(ERROR, "could not execute: %s", SPI_result_code_string(rc));
 	AtEOXact_GUC(false, guc_level);
@@ -116,6 +127,13 @@ fini_outbox_column(uint64 row, int column, MemoryContext into)
 
 	MemoryContextSwitchTo(old);
 	return text;
+}
+
+/* fini._is_mine(xid): was it this transaction, savepoints included, that wrote the row? */
+Datum
+fini_sql_is_mine(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(TransactionIdIsCurrentTransactionId(PG_GETARG_TRANSACTIONID(0)));
 }
 
 /* in force while a plan is made, until the statement's end; no compiled code for milliseconds' work */

@@ -92,7 +92,7 @@ extern void fini_outbox_updated(Oid relid, int n, char **own_refs, char **ipo_id
 /* rows whose own_ref or ipo_id has changed; raises an error for what has been sent */
 extern void fini_outbox_moved(Oid relid, int n, char **old_refs, char **own_refs, char **ipo_ids);
 
-/* rows that have gone */
+/* rows that have gone, which withdraws their applications */
 extern void fini_outbox_deleted(Oid relid, int n, char **own_refs);
 
 /* enqueue those of the rows that were never sent; how many */
@@ -151,8 +151,11 @@ extern void fini_outbox_settle(FiniBatch *batch, const FiniCall *call);
 /* does another operation of the own_ref already account for this record? */
 extern bool fini_outbox_knows_record(const char *own_ref, const char *record_id, int64 except_id);
 
-/* write the outcome of settled operations back into their rows */
-extern void fini_outbox_write_back(const FiniBatch *batch);
+/* write the outcome of operations back into their rows; in a user's session */
+extern void fini_outbox_write_back(int n, const int64 *ids);
+
+/* try again what a lock kept from being written back; in the worker */
+extern void fini_outbox_write_late(void);
 
 /* --- shared by them (outbox.c) --- */
 

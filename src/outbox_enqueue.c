@@ -3,19 +3,29 @@
  *		What a change to a user's table asks for, as operations in the queue.
  *
  * The rules rest on what stands for an own_ref: its last operation that was
- * not rejected, cancelled or given up (fini._standing in SQL).  They need not
- * be the last word: when an operation is claimed, its worker looks again and
- * turns an add on top of a standing record into a change, a change of nothing
- * into an add, and drops the withdrawal of what never was.
+ * not rejected, cancelled or given up.  They need not be the last word: when an
+ * operation is claimed, its worker looks again and turns an add on top of a
+ * standing record into a change, a change of nothing into an add, and drops the
+ * withdrawal of what never was.
  */
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 
 #include "compat.h"
 #include "outbox.h"
 #include "shared.h"
+
+PG_FUNCTION_INFO_V1(fini_sql_withdraw);
+
+/*
+ * An ipo_id may be anything the user's column holds, but is part of an index
+ * key here.  What is clipped is far too long for FINI and rejected when its
+ * turn comes.
+ */
+#define MAX_IPO_ID_KEPT		200
 
 /* columns of a text-array parameter, in order */
 #define ROWS_OF(params) "ROWS FROM (" params ") WITH ORDINALITY"
@@ -37,6 +47,8 @@ static FiniStatement insert_statement = {
  * A queued add or change, once its queue row is locked, will read the row
  * after our commit: nothing to do.  If the lock is not to be had (the row was
  * claimed in the meantime), the operation may be on its way with old values.
+ * Where nothing stands, a row goes again only if the last that happened to it
+ * was a refusal: one that was withdrawn or cancelled stays so.
  */
 static FiniStatement update_statement = {
 	.sql = "WITH u AS MATERIALIZED (SELECT u.r, u.i, u.n, l.* FROM " ROWS_OF("unnest($2), unnest($3)") " AS u(r, i, n)"
@@ -46,8 +58,8 @@ static FiniStatement update_statement = {
 	"  WHERE q.ipo_id = u.i AND q.operation = u.operation AND q.id = u.id OFFSET 0 FOR UPDATE) l WHERE u.state = 'queued'),"
 	" new AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
 	"  SELECT $1, u.r, u.i, CASE WHEN u.id IS NULL THEN 'add' ELSE 'change' END FROM u"
-	"  WHERE CASE WHEN u.id IS NULL THEN EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
-	"     AND s.operation <> 'invalidate' AND s.state IN ('rejected', 'failed'))"
+	"  WHERE CASE WHEN u.id IS NULL THEN (SELECT s.operation <> 'invalidate' AND s.state IN ('rejected', 'failed')"
+	"     FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1 ORDER BY s.id DESC LIMIT 1)"
 	"    WHEN u.operation = 'invalidate' THEN false"
 	"    WHEN u.state = 'queued' THEN u.id NOT IN (SELECT id FROM locked)"
 	"    ELSE true END"
@@ -71,19 +83,36 @@ static FiniStatement unqueue_moved_statement = {
 	.nargs = 2, .types = {OIDOID, TEXTARRAYOID}
 };
 
-/* under its new name a row goes as an add, if it had been enqueued under the old one at all */
+/* under its new name a row goes as an add, if it was queued under the old one, or refused */
 static FiniStatement insert_moved_statement = {
 	.sql = "WITH new AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
 	" SELECT $1, u.r, u.i, 'add' FROM " ROWS_OF("unnest($2), unnest($3), unnest($4)") " AS u(o, r, i, n)"
-	" WHERE EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = u.o AND s.relation = $1 AND s.operation = 'add'"
-	"  AND (s.state IN ('rejected', 'failed') OR s.error_code = 'moved')) ORDER BY n RETURNING id, ipo_id)"
+	" WHERE (SELECT s.operation <> 'invalidate' AND (s.state IN ('rejected', 'failed') OR s.error_code = 'moved')"
+	"  FROM fini.submission s WHERE s.own_ref = u.o AND s.relation = $1 ORDER BY s.id DESC LIMIT 1) ORDER BY n RETURNING id, ipo_id)"
 	" INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, 'add', id FROM new",
 	.nargs = 4, .types = {OIDOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
 };
 
-static FiniStatement delete_statement = {
-	.sql = "SELECT fini._withdraw($1::regclass, $2, false)",
+/* withdraw: adds and changes still queued are cancelled (whoever deletes the queue's row owns the operation) ... */
+static FiniStatement unqueue_withdrawn_statement = {
+	.sql = "WITH gone AS (DELETE FROM fini.queue q USING fini.submission s"
+	"  WHERE s.own_ref = ANY ($2) AND s.relation = $1 AND s.state = 'queued' AND s.operation <> 'invalidate'"
+	"   AND q.ipo_id = s.ipo_id AND q.operation = s.operation AND q.id = s.id RETURNING q.id)"
+	" UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'withdrawn',"
+	"  error_message = 'withdrawn before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM gone)) RETURNING s.id, s.own_ref",
 	.nargs = 2, .types = {OIDOID, TEXTARRAYOID}
+};
+
+/* ... and what stands then, or may come to stand, at FINI is invalidated; $3: what has been cancelled, counted once */
+static FiniStatement invalidate_statement = {
+	.sql = "WITH withdrawn AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
+	"  SELECT $1, u.r, l.ipo_id, 'invalidate' FROM (SELECT DISTINCT r FROM unnest($2) AS u(r)) u,"
+	"   LATERAL (SELECT s.operation, s.ipo_id FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
+	"    AND s.state IN ('queued', 'sending', 'unknown', 'accepted') ORDER BY s.id DESC LIMIT 1) l"
+	"  WHERE l.operation <> 'invalidate' RETURNING id, own_ref, ipo_id, operation),"
+	" queued AS (INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM withdrawn)"
+	" SELECT count(*) FROM (SELECT own_ref FROM withdrawn UNION SELECT c.r FROM unnest($3) AS c(r)) x",
+	.nargs = 3, .types = {OIDOID, TEXTARRAYOID, TEXTARRAYOID}
 };
 
 static FiniStatement submit_statement = {
@@ -103,6 +132,9 @@ static FiniStatement stands_statement = {
 	"  AND l.operation = 'invalidate' AND l.state = 'accepted')",
 	.nargs = 1, .types = {OIDOID}
 };
+
+static Datum ipo_id_array(int n, char **ipo_ids);
+static int64 withdraw(Oid relid, Datum own_refs, bool write_back);
 
 bool
 fini_outbox_attachment(Oid relid, Jsonb **fields, Jsonb **outcome)
@@ -126,7 +158,7 @@ fini_outbox_attachment(Oid relid, Jsonb **fields, Jsonb **outcome)
 void
 fini_outbox_inserted(Oid relid, int n, char **own_refs, char **ipo_ids)
 {
-	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), fini_outbox_text_array(n, ipo_ids)};
+	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), ipo_id_array(n, ipo_ids)};
 
 	(void) fini_outbox_execute(&insert_statement, values, NULL, 0);
 	fini_shared_wake_at_commit();
@@ -135,7 +167,7 @@ fini_outbox_inserted(Oid relid, int n, char **own_refs, char **ipo_ids)
 void
 fini_outbox_updated(Oid relid, int n, char **own_refs, char **ipo_ids)
 {
-	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), fini_outbox_text_array(n, ipo_ids)};
+	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), ipo_id_array(n, ipo_ids)};
 
 	(void) fini_outbox_execute(&update_statement, values, NULL, 0);
 	fini_shared_wake_at_commit();
@@ -145,7 +177,7 @@ void
 fini_outbox_moved(Oid relid, int n, char **old_refs, char **own_refs, char **ipo_ids)
 {
 	Datum		values[4] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, old_refs),
-	fini_outbox_text_array(n, own_refs), fini_outbox_text_array(n, ipo_ids)};
+	fini_outbox_text_array(n, own_refs), ipo_id_array(n, ipo_ids)};
 
 	(void) fini_outbox_execute(&unqueue_moved_statement, values, NULL, 0);
 	if (SPI_processed > 0)
@@ -162,16 +194,25 @@ fini_outbox_moved(Oid relid, int n, char **old_refs, char **own_refs, char **ipo
 void
 fini_outbox_deleted(Oid relid, int n, char **own_refs)
 {
-	Datum		values[2] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs)};
+	(void) withdraw(relid, fini_outbox_text_array(n, own_refs), false);
+}
 
-	(void) fini_outbox_execute(&delete_statement, values, NULL, 0);
-	fini_shared_wake_at_commit();
+/* fini._withdraw(relation, own_refs): how many applications it concerned; their rows, if any, are told */
+Datum
+fini_sql_withdraw(PG_FUNCTION_ARGS)
+{
+	int64		n;
+
+	SPI_connect();
+	n = withdraw(PG_GETARG_OID(0), PG_GETARG_DATUM(1), true);
+	SPI_finish();
+	PG_RETURN_INT64(n);
 }
 
 int64
 fini_outbox_submit(Oid relid, int n, char **own_refs, char **ipo_ids)
 {
-	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), fini_outbox_text_array(n, ipo_ids)};
+	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), ipo_id_array(n, ipo_ids)};
 
 	(void) fini_outbox_execute(&submit_statement, values, NULL, 0);
 	fini_shared_wake_at_commit();
@@ -185,4 +226,51 @@ fini_outbox_stands(Oid relid)
 
 	(void) fini_outbox_execute(&stands_statement, values, NULL, 1);
 	return SPI_processed > 0;
+}
+
+static Datum
+ipo_id_array(int n, char **ipo_ids)
+{
+	char	  **kept = palloc(sizeof(char *) * Max(1, n));
+
+	for (int i = 0; i < n; i++)
+	{
+		int			len = (int) strlen(ipo_ids[i]);
+
+		kept[i] = len <= MAX_IPO_ID_KEPT ? ipo_ids[i] :
+			pnstrdup(ipo_ids[i], pg_mbcliplen(ipo_ids[i], len, MAX_IPO_ID_KEPT));
+	}
+	return fini_outbox_text_array(n, kept);
+}
+
+/* own_refs: a text[]; how many applications it concerned */
+static int64
+withdraw(Oid relid, Datum own_refs, bool write_back)
+{
+	Datum		values[3] = {ObjectIdGetDatum(relid), own_refs, 0};
+	int64	   *ids;
+	char	  **cancelled;
+	int			n;
+	int64		concerned;
+	bool		isnull;
+
+	(void) fini_outbox_execute(&unqueue_withdrawn_statement, values, NULL, 0);
+	n = (int) SPI_processed;
+	ids = palloc(sizeof(int64) * Max(1, n));
+	cancelled = palloc(sizeof(char *) * Max(1, n));
+	for (int i = 0; i < n; i++)
+	{
+		ids[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+		cancelled[i] = fini_outbox_column(i, 2, CurrentMemoryContext);
+	}
+	SPI_freetuptable(SPI_tuptable);
+
+	values[2] = fini_outbox_text_array(n, cancelled);
+	(void) fini_outbox_execute(&invalidate_statement, values, NULL, 0);
+	concerned = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	if (write_back && n > 0)
+		fini_outbox_write_back(n, ids);
+	fini_shared_wake_at_commit();
+	return concerned;
 }

@@ -16,7 +16,9 @@
 #include "executor/spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
@@ -30,7 +32,9 @@
 
 #define SCAN_BATCH	5000
 
-static bool writing_back = false;
+/* the write-back that is running: its table, and the depth of triggers that it was started at */
+static Oid	writing_to = InvalidOid;
+static int	writing_at_depth = 0;
 
 static const struct
 {
@@ -56,6 +60,7 @@ static void add_field(FiniSource *source, Relation rel, const char *name, const 
 static const char *outcome_column(Relation rel, Jsonb *outcome, const char *key);
 static AttrNumber column_number(Relation rel, const char *column);
 static ArrayType *typed_array(const FiniField *field, int n, const char *const *texts);
+static int	trigger_depth(void);
 static HTAB *index_by_own_ref(int n, const char *const *own_refs);
 static void append_assignment(StringInfo sql, const char *column, const char *alias);
 
@@ -135,6 +140,12 @@ fini_source_open(Oid relid)
 	source->record_id_column = outcome_column(rel, outcome, FINI_OUTCOME_RECORD_ID);
 	source->state_column = outcome_column(rel, outcome, FINI_OUTCOME_STATE);
 	source->error_column = outcome_column(rel, outcome, FINI_OUTCOME_ERROR);
+	if (source->error_column != NULL)
+	{
+		int32		typmod = TupleDescAttr(RelationGetDescr(rel), column_number(rel, source->error_column) - 1)->atttypmod;
+
+		source->error_limit = typmod >= (int32) VARHDRSZ ? typmod - (int32) VARHDRSZ : 0;
+	}
 	relation_close(rel, NoLock);
 	return source;
 }
@@ -202,6 +213,8 @@ fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
 	Datum		args[4];
 	int			dims[1];
 	int			lbs[1] = {1};
+	Oid			outer_table = writing_to;
+	int			outer_depth = writing_at_depth;
 	int			rc;
 
 	if (n == 0 || (source->record_id_column == NULL && source->state_column == NULL &&
@@ -233,24 +246,25 @@ fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
 	appendStringInfo(&sql, "UPDATE ONLY %s AS t SET ", source->table);
 	append_assignment(&sql, source->record_id_column, "v.r");
 	append_assignment(&sql, source->state_column, "v.s");
-	append_assignment(&sql, source->error_column, "v.e");
+	append_assignment(&sql, source->error_column,
+					  source->error_limit > 0 ? psprintf("left(v.e, %d)", source->error_limit) : "v.e");
 	sql.len -= 2;				/* the last comma */
 	sql.data[sql.len] = '\0';
 	appendStringInfo(&sql, " FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4)) AS v(k, r, s, e) WHERE t.%s = v.k",
 					 quote_identifier(source->own_ref->column));
 
 	fini_identity_enter_owner(&saved, source->owner);
-	writing_back = true;
+	writing_to = source->relid;
+	writing_at_depth = trigger_depth();
 	PG_TRY();
 	{
-		/* deferred triggers would otherwise run at commit, with other rights */
-		rc = SPI_execute("SET CONSTRAINTS ALL IMMEDIATE", false, 0);
-		if (rc == SPI_OK_UTILITY)
-			rc = fini_outbox_execute_once(sql.data, 4, types, args);
+		rc = fini_outbox_execute_once(sql.data, 4, types, args);
 	}
 	PG_FINALLY();
 	{
-		writing_back = false;
+		/* a trigger of that statement may have written back in its turn */
+		writing_to = outer_table;
+		writing_at_depth = outer_depth;
 	}
 	PG_END_TRY();
 	if (rc != SPI_OK_UPDATE)
@@ -261,6 +275,7 @@ fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
 void
 fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, void *arg)
 {
+	MemoryContext context;
 	StringInfoData sql;
 	FiniIdentity saved;
 	Portal		portal;
@@ -285,18 +300,25 @@ fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, voi
 
 	fini_identity_enter_owner(&saved, source->owner);
 	portal = SPI_cursor_open_with_args(NULL, sql.data, ipo_id != NULL ? 1 : 0, types, args, NULL, false, 0);
+	/* goes with the portal, whatever the caller does to the context he came in */
+	context = AllocSetContextCreate(portal->portalContext, "fini scan", ALLOCSET_DEFAULT_SIZES);
 	for (;;)
 	{
+		SPITupleTable *table;
+		MemoryContext old;
 		char	  **own_refs;
 		char	  **ipo_ids;
 		int			n;
-		SPITupleTable *table;
 
 		SPI_cursor_fetch(portal, true, SCAN_BATCH);
 		n = (int) SPI_processed;
 		if (n == 0)
 			break;
 		table = SPI_tuptable;
+
+		/* what the caller does is its own work, with its own rights */
+		fini_identity_leave(&saved);
+		old = MemoryContextSwitchTo(context);
 		own_refs = palloc(sizeof(char *) * n);
 		ipo_ids = palloc(sizeof(char *) * n);
 		for (int i = 0; i < n; i++)
@@ -306,24 +328,20 @@ fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, voi
 			if (ipo_ids[i] == NULL)
 				ipo_ids[i] = "";
 		}
-		/* what the caller does is its own work, with its own rights */
-		fini_identity_leave(&saved);
 		fn(arg, n, own_refs, ipo_ids);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
 		fini_identity_enter_owner(&saved, source->owner);
 		SPI_freetuptable(table);
-		for (int i = 0; i < n; i++)
-			pfree(own_refs[i]);
-		pfree(own_refs);
-		pfree(ipo_ids);
 	}
 	SPI_cursor_close(portal);
 	fini_identity_leave(&saved);
 }
 
 bool
-fini_source_writing_back(void)
+fini_source_is_write_back(Oid relid)
 {
-	return writing_back;
+	return relid == writing_to && trigger_depth() == writing_at_depth + 1;
 }
 
 static void
@@ -388,6 +406,12 @@ typed_array(const FiniField *field, int n, const char *const *texts)
 		values[i] = InputFunctionCall(&finfo, unconstify(char *, texts[i]), ioparam, -1);
 	get_typlenbyvalalign(field->type, &typlen, &typbyval, &typalign);
 	return construct_array(values, n, field->type, typlen, typbyval, typalign);
+}
+
+static int
+trigger_depth(void)
+{
+	return DatumGetInt32(OidFunctionCall0(F_PG_TRIGGER_DEPTH));
 }
 
 static HTAB *

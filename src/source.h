@@ -54,6 +54,7 @@ typedef struct FiniSource
 	const char *record_id_column;	/* NULL: not written back */
 	const char *state_column;
 	const char *error_column;
+	int			error_limit;	/* characters it takes; 0: any number */
 } FiniSource;
 
 /* one row, ready to be sent or with the reason why it cannot be */
@@ -103,7 +104,10 @@ extern void fini_source_write_back(FiniSource *source, int n, const FiniOutcome 
 typedef void (*FiniSourceBatch) (void *arg, int n, char **own_refs, char **ipo_ids);
 extern void fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, void *arg);
 
-/* is our own write-back running, so that triggers need not look? */
-extern bool fini_source_writing_back(void);
+/*
+ * Has the trigger that is running been fired by our own write-back to this
+ * table?  Not so for what users' triggers do in its course.
+ */
+extern bool fini_source_is_write_back(Oid relid);
 
 #endif							/* FINI_SOURCE_H */

@@ -30,6 +30,7 @@ static const CodeRule code_rules[] = {
 	{"405904", FINI_VERDICT_WRONG},
 };
 
+static const char *meaning_of_status(int status);
 static FiniVerdict verdict_of_status(int status, const FiniAnswer *answer, const char **code, const char **message);
 
 FiniVerdict
@@ -77,6 +78,8 @@ verdict_of_status(int status, const FiniAnswer *answer, const char **code, const
 		snprintf(status_text, sizeof(status_text), "http_%d", status);
 		*code = status_text;
 	}
+	if (**message == '\0')
+		*message = meaning_of_status(status);
 	switch (status)
 	{
 		case 401:
@@ -110,8 +113,6 @@ verdict_of_status(int status, const FiniAnswer *answer, const char **code, const
 				return FINI_VERDICT_PROCESSED;
 			return FINI_VERDICT_REJECTED;
 		default:
-			if (status >= 300 && status < 400 && **message == '\0')
-				*message = "the gateway redirects, which is not followed: the token goes to fini.base_url alone";
 
 			/*
 			 * 5xx may come from a proxy that has passed the request on.  What
@@ -121,5 +122,26 @@ verdict_of_status(int status, const FiniAnswer *answer, const char **code, const
 			if (status >= 500 || status < 300)
 				return FINI_VERDICT_DOUBT;
 			return FINI_VERDICT_STOP;
+	}
+}
+
+/* for answers that say no more; "" where what is the matter with the answer says it better */
+static const char *
+meaning_of_status(int status)
+{
+	if (status >= 300 && status < 400)
+		return "the gateway redirects, which is not followed: the token goes to fini.base_url alone";
+	switch (status)
+	{
+		case 401:
+			return "the access token was not accepted";
+		case 403:
+			return "not entitled";
+		case 404:
+			return "no such endpoint";
+		case 429:
+			return "too many requests";
+		default:
+			return "";
 	}
 }

@@ -89,7 +89,7 @@ sub _set_up
 	$self->{sandbox} = FiniSandbox->new(dir => "$self->{work}/gateway", options => [ '--rate-limit', 0, '--latency', 20 ])->start;
 	$self->{server} = TortureServer->new(work => $self->{work}, conf => $self->{sandbox}->conf(
 		'fini.databases' => 'postgres', 'fini.rate_limit' => 0, 'fini.batch_size' => 25,
-		'fini.request_timeout' => "${REQUEST_TIMEOUT}s") . ($self->{conf} // ''));
+		'fini.request_timeout' => "${REQUEST_TIMEOUT}s") . ($self->{conf} // '') . "\n");
 	$self->{server}->start;
 	$self->_ask('create extension fini; select fini.arm(); create schema torture;'
 		  . ' create table torture.done (session int, number int, primary key (session, number)); create table torture.probe (n int)');
@@ -102,6 +102,7 @@ sub _round
 {
 	my ($self, $round) = @_;
 	my $sandbox = $self->{sandbox};
+	my $began = time;
 	my (@now, @later);
 
 	# a third of the work is kept for the time after the kill
@@ -128,10 +129,13 @@ sub _round
 	$self->{ $reached ? 'aimed' : 'missed' }{ $round->{aim} }++;
 	$self->_kill($round->{kill});
 	push @{ $self->{queue}[ $_->{session} ] }, $_ for @later;
-	$self->_recovered($round);
+	my $first = $self->_recovered($round);
 	$sandbox->clear_faults;
 	$self->_ask('select fini.resume()');
 	$self->{rounds}++;
+	$self->_note(sprintf 'round %d: %s at %s%s after %.2f s, down %.2f s, accepted after %s; %s', $round->{number}, $round->{kill}, $round->{aim},
+		$reached ? '' : ' (missed)', $self->{killed_at} - $began, $self->{down}[-1], defined $first ? sprintf('%.2f s', $first) : 'nothing',
+		join ', ', map { "$_->{endpoint} $_->{action}" . ($_->{count} > 1 ? " x$_->{count}" : '') } @{ $round->{faults} });
 	return;
 }
 
@@ -249,7 +253,7 @@ sub _worker_waits
 {
 	my ($self) = @_;
 	my ($row) = $self->_worker_locks;
-	return '' if !$row || $row->[0] ne 'Lock';
+	return '' if !$row || ($row->[0] // '') ne 'Lock';
 	return $row->[2] eq 't' ? 'claim' : $row->[4] eq 't' ? 'write back' : $row->[3] eq 't' ? 'settle' : 'other';
 }
 
@@ -270,7 +274,7 @@ sub _let_commit
 	my ($self) = @_;
 	$self->_hold_commits or return 0;
 	$self->{lock}->send('rollback', sub { });
-	return $self->_serve_until(sub { my ($row) = $self->_worker_locks; $row && $row->[1] eq 'SyncRep' }, 3);
+	return $self->_serve_until(sub { my ($row) = $self->_worker_locks; $row && ($row->[1] // '') eq 'SyncRep' }, 3);
 }
 
 sub _hold_commits
@@ -284,7 +288,7 @@ sub _hold_commits
 	return $self->_serve_until(
 		sub {
 			my ($row) = $self->rows(q{select wait_event from pg_stat_activity where application_name = 'torture probe'});
-			return 1 if $row && $row->[0] eq 'SyncRep';
+			return 1 if $row && ($row->[0] // '') eq 'SyncRep';
 			$self->{probe}->send('insert into torture.probe values (1)', sub { }) if !@{ $self->{probe}{waiting} };
 			return 0;
 		}, 5);
@@ -363,7 +367,17 @@ sub _kill
 	return;
 }
 
-# the time from the server's being up to the first acceptance
+# a line for who wants to know how a round went
+sub _note
+{
+	my ($self, $text) = @_;
+	open(my $file, '>>', "$self->{work}/rounds.log") or croak "rounds.log: $!";
+	print {$file} "$text\n";
+	CORE::close($file);
+	return;
+}
+
+# the time from the server's being up to the first acceptance; undef: there was nothing to accept
 sub _recovered
 {
 	my ($self, $round) = @_;
@@ -382,8 +396,9 @@ sub _recovered
 			return defined $first || $self->_idle;
 		}, $RECOVERY_TIME)
 	  or push @{ $self->{complaints} }, "round $round->{number}: nothing accepted within $RECOVERY_TIME s of $round->{kill} at $round->{aim}";
-	push @{ $self->{recovery} }, $first - $self->{up_at} if defined $first;
-	return;
+	return undef if !defined $first;
+	push @{ $self->{recovery} }, $first - $self->{up_at};
+	return $first - $self->{up_at};
 }
 
 # nothing to do and nothing open

@@ -37,6 +37,8 @@ sub new
 		POSIX::dup2(fileno $child_out, 1);
 		POSIX::dup2(fileno $log, 2);
 		$ENV{PGAPPNAME} = "torture $opt{name}";
+		# what a user has been told is committed has to be, whatever the server's setting
+		$ENV{PGOPTIONS} = '-c synchronous_commit=on';
 		{ no warnings; exec 'psql', '-XqAt', '-v', 'VERBOSITY=terse'; }
 		POSIX::_exit(127);
 	}
