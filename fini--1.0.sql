@@ -39,7 +39,8 @@ CREATE TABLE fini.submission (
 	not_before		timestamptz,
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	sent_at			timestamptz,
-	settled_at		timestamptz
+	settled_at		timestamptz,
+	stray			boolean NOT NULL DEFAULT false	-- about a record that is not the one of the own_ref's row
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE INDEX submission_own_ref ON fini.submission (own_ref, id);
 COMMENT ON TABLE fini.submission IS 'the durable outbox: one row per operation asked for, with its state';
@@ -353,7 +354,8 @@ BEGIN
 		extra jsonb,
 		record_id text,
 		fini_state text,
-		fini_error text)';
+		fini_error text) WITH (fillfactor = 70)';
+	-- room on each page for the version of a row that has its outcome
 	RETURN qualified::regclass;
 END $$;
 COMMENT ON FUNCTION fini.create_subscription_table(text) IS 'creates a table with the standard columns, owned by the caller; attach it next';
@@ -530,6 +532,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 #variable_conflict use_column
 DECLARE
 	run fini.reconcile_run;
+	-- a record without a row may be somebody else's: it is withdrawn only when that is asked for by name
+	wanted_kinds text[] := coalesce(kinds, '{missing_at_fini,field_differs,status_differs,duplicate_at_fini,record_id_differs}');
 	n bigint;
 	adopted bigint[];
 BEGIN
@@ -548,10 +552,11 @@ BEGIN
 	WITH found AS (
 		SELECT d.own_ref, d.record_id,
 			(SELECT s.id FROM fini.submission s WHERE s.own_ref = d.own_ref AND s.relation = run.relation
-			 AND s.state = 'accepted' ORDER BY s.id DESC LIMIT 1) AS id
+			 AND s.state = 'accepted' AND NOT s.stray ORDER BY s.id DESC LIMIT 1) AS id
 		FROM fini.discrepancy d
-		WHERE d.run_id = run.run_id AND d.kind = 'record_id_differs' AND (kinds IS NULL OR d.kind = ANY (kinds))
-		  AND NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = d.own_ref AND s.state IN ('queued', 'sending', 'unknown'))
+		WHERE d.run_id = run.run_id AND d.kind = 'record_id_differs' AND d.kind = ANY (wanted_kinds)
+		  AND NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = d.own_ref AND (s.state IN ('queued', 'sending', 'unknown')
+						  OR s.created_at >= run.started_at OR s.settled_at >= run.started_at))
 	), mended AS (
 		UPDATE fini.submission s SET record_id = found.record_id FROM found WHERE s.id = found.id RETURNING s.id
 	), heard_of AS (
@@ -562,9 +567,9 @@ BEGIN
 	)
 	SELECT array_agg(id) INTO adopted FROM (SELECT id FROM mended UNION ALL SELECT id FROM heard_of) a;
 
-	-- never on top of something open for the same own_ref
+	-- never on top of something that is open, or has been done since the run began
 	WITH wanted AS (
-		SELECT DISTINCT d.own_ref, x.operation, x.record_id
+		SELECT DISTINCT d.own_ref, x.operation, x.record_id, d.kind IN ('missing_locally', 'duplicate_at_fini') AS stray
 		FROM fini.discrepancy d,
 			LATERAL (SELECT CASE d.kind
 								WHEN 'missing_at_fini' THEN 'add'
@@ -574,18 +579,19 @@ BEGIN
 								WHEN 'duplicate_at_fini' THEN 'invalidate' END AS operation,
 							CASE WHEN d.kind IN ('missing_locally', 'duplicate_at_fini', 'status_differs', 'field_differs')
 								THEN d.record_id END AS record_id) x
-		WHERE d.run_id = run.run_id AND (kinds IS NULL OR d.kind = ANY (kinds)) AND x.operation IS NOT NULL
-		  AND NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = d.own_ref AND s.state IN ('queued', 'sending', 'unknown'))
+		WHERE d.run_id = run.run_id AND d.kind = ANY (wanted_kinds) AND x.operation IS NOT NULL
+		  AND NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = d.own_ref AND (s.state IN ('queued', 'sending', 'unknown')
+						  OR s.created_at >= run.started_at OR s.settled_at >= run.started_at))
 	), forgotten AS (
 		-- what FINI does not have (any more) stands no longer: an add must not turn into a change
 		UPDATE fini.submission s SET state = 'failed', error_code = 'not_at_fini',
 			error_message = format('reconciliation run %s did not find its record', run.run_id)
 		FROM wanted w
-		WHERE w.operation = 'add' AND s.own_ref = w.own_ref AND s.relation = run.relation AND s.state = 'accepted'
+		WHERE w.operation = 'add' AND s.own_ref = w.own_ref AND s.relation = run.relation AND s.state = 'accepted' AND NOT s.stray
 		RETURNING s.id
 	), mending AS (
-		INSERT INTO fini.submission (relation, own_ref, ipo_id, operation, record_id)
-		SELECT run.relation, w.own_ref, run.ipo_id, w.operation, CASE WHEN w.operation <> 'add' THEN w.record_id END
+		INSERT INTO fini.submission (relation, own_ref, ipo_id, operation, record_id, stray)
+		SELECT run.relation, w.own_ref, run.ipo_id, w.operation, CASE WHEN w.operation <> 'add' THEN w.record_id END, w.stray
 		FROM wanted w WHERE w.own_ref IS NOT NULL
 		RETURNING id, ipo_id, operation
 	), queued AS (
@@ -599,7 +605,7 @@ BEGIN
 	PERFORM fini._wake();
 	RETURN n + coalesce(cardinality(adopted), 0);
 END $$;
-COMMENT ON FUNCTION fini.repair(bigint, text[]) IS 'queues what mends the discrepancies of a run, all kinds or these; returns how many';
+COMMENT ON FUNCTION fini.repair(bigint, text[]) IS 'queues what mends the discrepancies of a run: these kinds, or all but missing_locally; returns how many';
 
 ----------------------------------------------------------------------
 -- Running it

@@ -63,6 +63,16 @@ fini_answer_parse(const char *text, Size len)
 }
 
 bool
+fini_answer_is_page(const FiniAnswer *answer)
+{
+	JsonbValue *data = find_field(&answer->json->root, "data");
+
+	return answer->data != NULL || data == NULL || data->type == jbvNull ||
+		(data->type == jbvBinary && JsonContainerIsObject(data->val.binary.data) &&
+		 JsonContainerSize(data->val.binary.data) == 0);
+}
+
+bool
 fini_answer_object(const FiniAnswer *answer, int i, JsonbContainer **object)
 {
 	JsonbValue *value = getIthJsonbValueFromContainer(answer->data, i);

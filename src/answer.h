@@ -43,6 +43,9 @@ typedef struct FiniAnswerEntry
 /* JSON text in the database encoding; NULL when it is no JSON object with a code */
 extern FiniAnswer *fini_answer_parse(const char *text, Size len);
 
+/* is data what a page of a query has: an array, or nothing (null, {} or absent)? */
+extern bool fini_answer_is_page(const FiniAnswer *answer);
+
 /* element i of data as an object; false when it is none */
 extern bool fini_answer_object(const FiniAnswer *answer, int i, JsonbContainer **object);
 

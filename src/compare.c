@@ -20,7 +20,7 @@ static const char *const identifiers[] = {"ownRef", "requestID", "recordID"};
 static const char *const essential[] = {"idList", "appQuantity", "ipoID"};
 
 static void compare_values(const char *field, const JsonbValue *local, const JsonbValue *remote, List **differences);
-static void compare_objects(JsonbContainer *local, JsonbContainer *remote, bool outermost, List **differences);
+static void compare_objects(JsonbContainer *local, JsonbContainer *remote, bool lenient, List **differences);
 static void compare_arrays(const char *field, JsonbContainer *local, JsonbContainer *remote, List **differences);
 static char *text_of(const JsonbValue *value);
 static bool is_empty(const JsonbValue *value);
@@ -28,7 +28,7 @@ static bool is_listed(const char *field, const char *const *list, int n);
 static void add_difference(List **differences, const char *field, const char *local, const char *remote);
 
 List *
-fini_compare_entry(const char *members, Size len, JsonbContainer *record)
+fini_compare_entry(const char *members, Size len, JsonbContainer *record, bool strict)
 {
 	List	   *differences = NIL;
 	StringInfoData text;
@@ -43,12 +43,12 @@ fini_compare_entry(const char *members, Size len, JsonbContainer *record)
 	if (local == NULL || !JsonContainerIsObject(record))
 		add_difference(&differences, "", NULL, NULL);
 	else
-		compare_objects(&local->root, record, true, &differences);
+		compare_objects(&local->root, record, !strict, &differences);
 	return differences;
 }
 
 static void
-compare_objects(JsonbContainer *local, JsonbContainer *remote, bool outermost, List **differences)
+compare_objects(JsonbContainer *local, JsonbContainer *remote, bool lenient, List **differences)
 {
 	JsonbIterator *it = JsonbIteratorInit(local);
 	JsonbIteratorToken token;
@@ -62,11 +62,11 @@ compare_objects(JsonbContainer *local, JsonbContainer *remote, bool outermost, L
 		if (token == WJB_KEY)
 			field = pnstrdup(value.val.string.val, value.val.string.len);
 		else if (token == WJB_VALUE && field != NULL &&
-				 !(outermost && is_listed(field, identifiers, lengthof(identifiers))))
+				 !(lenient && is_listed(field, identifiers, lengthof(identifiers))))
 		{
 			other = getKeyJsonValueFromContainer(remote, field, strlen(field), NULL);
 			/* FINI may keep a field of ours and not tell */
-			if (other == NULL && outermost && !is_listed(field, essential, lengthof(essential)))
+			if (other == NULL && lenient && !is_listed(field, essential, lengthof(essential)))
 				continue;
 			compare_values(field, &value, other, differences);
 		}

@@ -21,8 +21,9 @@ typedef struct FiniDifference
  * The differences between the members of an entry (without braces, as in
  * FiniRow) and a record, as FiniDifference, each field once; NIL when there
  * are none.  Texts are compared trimmed, as FINI trims; null, empty and absent
- * are the same; what only FINI knows does not count.
+ * are the same; what only FINI knows does not count.  Strictly, a field that the
+ * record does not show differs; otherwise FINI may keep it and not tell.
  */
-extern List *fini_compare_entry(const char *members, Size len, JsonbContainer *record);
+extern List *fini_compare_entry(const char *members, Size len, JsonbContainer *record, bool strict);
 
 #endif							/* FINI_COMPARE_H */

@@ -290,7 +290,7 @@ each_page(FunctionCallInfo fcinfo, PageCall make, void *arg, PageRow put)
 		call->exact = true;
 		fini_direct_perform(call, slot);
 		MemoryContextSwitchTo(call->attempt);
-		if (call->answer->entries < 0 && fini_answer_field_jsonb(&call->answer->json->root, "data") != NULL)
+		if (!fini_answer_is_page(call->answer))
 			fini_call_raise(call);
 		for (int i = 0; i < call->answer->entries; i++)
 		{

@@ -3,8 +3,8 @@
  *		Finding out what became of requests in doubt.
  *
  * A member is found
- * - added, when a record carries its own_ref that no other operation of that
- *   own_ref accounts for;
+ * - added, when an active record carries its own_ref that no other operation of
+ *   that own_ref accounts for;
  * - changed, when its record says what its row says;
  * - invalidated, when its record has that status.
  * Everything else is absent, but only after the last page: then flight.c sends
@@ -84,7 +84,7 @@ fini_find_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 	fini_flight_begin();
 	MemoryContextSwitchTo(scan.context);
 	fini_call_finish(call, slot);
-	if (call->verdict == FINI_VERDICT_PROCESSED && call->answer->data != NULL)
+	if (call->verdict == FINI_VERDICT_PROCESSED && fini_answer_is_page(call->answer))
 	{
 		failures = 0;
 		take_page(call->answer);
@@ -272,10 +272,11 @@ is_the_member(FiniMember *member, FiniOperation operation, JsonbContainer *recor
 	switch (operation)
 	{
 		case FINI_OPERATION_ADD:
-			return !fini_outbox_knows_record(member->own_ref, record_id, member->id);
+			return (status == NULL || strcmp(status, fini_guc_invalidated_status) != 0) &&
+				!fini_outbox_knows_record(member->own_ref, record_id, member->id);
 		case FINI_OPERATION_CHANGE:
 			return member->record_id != NULL && strcmp(member->record_id, record_id) == 0 && member->row.entry != NULL &&
-				fini_compare_entry(member->row.entry->data, member->row.entry->len, record) == NIL;
+				fini_compare_entry(member->row.entry->data, member->row.entry->len, record, true) == NIL;
 		case FINI_OPERATION_INVALIDATE:
 			return member->record_id != NULL && strcmp(member->record_id, record_id) == 0 &&
 				status != NULL && strcmp(status, fini_guc_invalidated_status) == 0;

@@ -44,6 +44,7 @@ static bool work = true;		/* the queue may hold something claimable */
 static int64 next_due_us = 0;	/* when something deferred becomes due; 0: nothing */
 static int64 throttle_until_us = 0;
 
+static bool queue_is_empty(void);
 static bool claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket);
 static bool claim_group(FiniFlight *flight, const FiniGroup *group);
 static void send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTicket *ticket);
@@ -144,6 +145,14 @@ fini_flight_dispatch(FiniSlotShared *slot)
 		if (ready == NULL && (!work || under_way >= fini_guc_max_in_flight ||
 							  list_length(flights) >= 2 * fini_guc_max_in_flight))
 			break;
+
+		/* a look at an empty queue is no use of the token, which lapses when nobody calls */
+		if (ready == NULL && flights == NIL && queue_is_empty())
+		{
+			work = false;
+			next_due_us = 0;
+			break;
+		}
 
 		/* token first, then the ticket, then the claim: nothing claimed has to wait */
 		if (!fini_token_peek(slot, access, true))
@@ -372,7 +381,10 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 	if (flight->batch.count > 0)
 	{
 		/* absent: what is sent now is what the rows say now */
-		fini_outbox_read_rows(&flight->batch, flight->context);
+		if (flight->rows == NULL)
+			flight->rows = AllocSetContextCreate(flight->context, "fini flight rows", ALLOCSET_DEFAULT_SIZES);
+		MemoryContextReset(flight->rows);
+		fini_outbox_read_rows(&flight->batch, flight->rows);
 		again = must_look_again(flight);
 		fini_outbox_settle(&flight->batch, NULL);
 		keep_open_members(flight);
@@ -398,7 +410,9 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 	flight->call = NULL;
 	flight->looked_for = false;
 	flight->state = again ? FINI_FLIGHT_DOUBT : FINI_FLIGHT_READY;
-	flight->not_before_us = again ? fini_monotonic_us() + (int64) fini_guc_request_timeout * 1000 : 0;
+	/* a gateway that leaves every request in doubt is not asked in a tight loop */
+	flight->not_before_us = again ? fini_monotonic_us() + (int64) fini_guc_request_timeout * 1000 :
+		flight->failures > 1 ? fini_monotonic_us() + pause_after(flight->failures) : 0;
 	if (flight->batch.count == 0)
 		end_flight(flight);
 	settled(slot);
@@ -422,6 +436,19 @@ fini_flight_commit(void)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	pgstat_report_stat(true);
+}
+
+static bool
+queue_is_empty(void)
+{
+	MemoryContext old = CurrentMemoryContext;
+	bool		empty;
+
+	fini_flight_begin();
+	empty = fini_outbox_groups(old) == NIL;
+	fini_flight_commit();
+	MemoryContextSwitchTo(old);
+	return empty;
 }
 
 /* claim from the first group that gives something, and send it; false: nothing to be had */

@@ -29,6 +29,7 @@ typedef struct FiniFlight
 {
 	MemoryContext context;
 	FiniBatch	batch;
+	MemoryContext rows;			/* of rows that were read again; NULL: none */
 	FiniCall   *call;			/* NULL until its payload is built */
 	FiniFlightState state;
 	int64		not_before_us;

@@ -44,6 +44,7 @@ typedef struct FiniMember
 	const char *own_ref;
 	const char *record_id;		/* to change or invalidate; NULL for an add */
 	int			attempts;
+	bool		stray;			/* about a record that is not its row's */
 	FiniRow		row;			/* what is sent for it; see source.h */
 
 	/* what stands for the own_ref by an earlier operation; operation NULL: nothing */

@@ -45,7 +45,7 @@ static FiniStatement groups_statement = {
 
 static FiniStatement next_due_statement = {
 	.sql = "SELECT (extract(epoch FROM not_before - clock_timestamp()) * 1000000)::bigint FROM fini.queue"
-	" WHERE not_before IS NOT NULL ORDER BY not_before LIMIT 1"
+	" WHERE not_before > clock_timestamp() ORDER BY not_before LIMIT 1"
 };
 
 static FiniStatement pick_statement = {
@@ -64,8 +64,15 @@ static FiniStatement claim_statement = {
 	" WHERE s.id = ANY ($2)"
 	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts,"
 	"  (SELECT ARRAY[p.operation, p.record_id, p.relation::oid::text] FROM fini.submission p WHERE p.own_ref = s.own_ref"
-	"   AND p.ipo_id = s.ipo_id AND p.id < s.id AND p.state = 'accepted' ORDER BY p.id DESC LIMIT 1)",
+	"   AND p.ipo_id = s.ipo_id AND p.id <> s.id AND p.state = 'accepted' AND NOT p.stray"
+	"   ORDER BY p.settled_at DESC, p.id DESC LIMIT 1), s.stray",
 	.nargs = 3, .types = {TIDARRAYOID, INT8ARRAYOID, TEXTOID}
+};
+
+static FiniStatement record_ids_statement = {
+	.sql = "UPDATE fini.submission s SET record_id = v.record_id FROM ROWS FROM (unnest($1), unnest($2)) AS v(id, record_id)"
+	" WHERE s.id = v.id AND s.record_id IS DISTINCT FROM v.record_id",
+	.nargs = 2, .types = {INT8ARRAYOID, TEXTARRAYOID}
 };
 
 static FiniStatement request_statement = {
@@ -84,12 +91,13 @@ static FiniStatement orphan_members_statement = {
 	.sql = "UPDATE fini.submission s SET state = 'unknown', error_code = 'in_doubt',"
 	" error_message = 'it is being found out whether FINI has it'"
 	" FROM unnest($1) AS m(id) WHERE s.id = m.id AND s.state IN ('sending', 'unknown')"
-	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts, NULL::text[]",
+	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts, NULL::text[], s.stray",
 	.nargs = 1, .types = {INT8ARRAYOID}
 };
 
 static void members_from_result(FiniBatch *batch, MemoryContext into);
 static void resolve(FiniBatch *batch);
+static void keep_record_ids(FiniBatch *batch);
 static void read_table(FiniBatch *batch, Oid relid, MemoryContext into);
 static void judge_row(FiniBatch *batch, FiniMember *member);
 static void table_unreadable(FiniBatch *batch, Oid relid, ErrorData *error, MemoryContext into);
@@ -185,6 +193,8 @@ fini_outbox_claim(FiniBatch *batch, int limit, MemoryContext into)
 	members_from_result(batch, into);
 
 	resolve(batch);
+	if (batch->operation != FINI_OPERATION_ADD)
+		keep_record_ids(batch);
 	fini_outbox_read_rows(batch, into);
 	fini_outbox_settle(batch, NULL);
 
@@ -285,6 +295,7 @@ members_from_result(FiniBatch *batch, MemoryContext into)
 		member->own_ref = fini_outbox_column(i, 3, into);
 		member->record_id = fini_outbox_column(i, 4, into);
 		member->attempts = DatumGetInt32(SPI_getbinval(tuple, table->tupdesc, 5, &isnull));
+		member->stray = DatumGetBool(SPI_getbinval(tuple, table->tupdesc, 7, &isnull));
 		standing = SPI_getbinval(tuple, table->tupdesc, 6, &isnull);
 		if (!isnull)
 		{
@@ -330,7 +341,13 @@ resolve(FiniBatch *batch)
 			case FINI_OPERATION_CHANGE:
 				if (member->record_id == NULL && stands)
 					member->record_id = member->standing_record_id;
-				if (member->record_id == NULL)
+				if (member->record_id == NULL && member->standing_operation != NULL)
+				{
+					member->state = "cancelled";
+					member->error_code = "withdrawn";
+					member->error_message = "the application has been withdrawn";
+				}
+				else if (member->record_id == NULL)
 				{
 					member->state = "queued";
 					member->requeue_as = FINI_OPERATION_ADD;
@@ -348,6 +365,29 @@ resolve(FiniBatch *batch)
 				break;
 		}
 	}
+}
+
+/* which record it is about has to be known to whoever takes the request over */
+static void
+keep_record_ids(FiniBatch *batch)
+{
+	int64	   *ids = palloc(sizeof(int64) * batch->count);
+	char	  **record_ids = palloc(sizeof(char *) * batch->count);
+	Datum		values[2];
+	int			n = 0;
+
+	for (int i = 0; i < batch->count; i++)
+	{
+		if (batch->members[i].state != NULL)
+			continue;
+		ids[n] = batch->members[i].id;
+		record_ids[n++] = unconstify(char *, batch->members[i].record_id);
+	}
+	if (n == 0)
+		return;
+	values[0] = fini_outbox_int8_array(n, ids);
+	values[1] = fini_outbox_text_array(n, record_ids);
+	(void) fini_outbox_execute(&record_ids_statement, values, NULL, 0);
 }
 
 /* in a subtransaction: whatever is wrong with one table is its own affair */
@@ -394,8 +434,6 @@ read_table(FiniBatch *batch, Oid relid, MemoryContext into)
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(old);
 		CurrentResourceOwner = owner;
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED || error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
-			ReThrowError(error);
 		table_unreadable(batch, relid, error, into);
 	}
 	PG_END_TRY();
@@ -435,7 +473,7 @@ table_unreadable(FiniBatch *batch, Oid relid, ErrorData *error, MemoryContext in
 	int			class = ERRCODE_TO_CATEGORY(error->sqlerrcode);
 	bool		passing = class == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
 		class == ERRCODE_TO_CATEGORY(ERRCODE_T_R_SERIALIZATION_FAILURE) ||
-		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
+		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE || error->sqlerrcode == ERRCODE_QUERY_CANCELED;
 	bool		harmless = class == ERRCODE_TO_CATEGORY(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE) ||
 		class == ERRCODE_TO_CATEGORY(ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION);
 	MemoryContext old = MemoryContextSwitchTo(into);

@@ -53,7 +53,7 @@ static FiniStatement insert_statement = {
 static FiniStatement update_statement = {
 	.sql = "WITH u AS MATERIALIZED (SELECT u.r, u.i, u.n, l.* FROM " ROWS_OF("unnest($2), unnest($3)") " AS u(r, i, n)"
 	"  LEFT JOIN LATERAL (SELECT s.id, s.operation, s.state FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
-	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') ORDER BY s.id DESC LIMIT 1) l ON true),"
+	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray ORDER BY s.id DESC LIMIT 1) l ON true),"
 	" locked AS MATERIALIZED (SELECT l.id FROM u, LATERAL (SELECT q.id FROM fini.queue q"
 	"  WHERE q.ipo_id = u.i AND q.operation = u.operation AND q.id = u.id OFFSET 0 FOR UPDATE) l WHERE u.state = 'queued'),"
 	" new AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
@@ -72,7 +72,7 @@ static FiniStatement update_statement = {
 static FiniStatement unqueue_moved_statement = {
 	.sql = "WITH u AS MATERIALIZED (SELECT u.o, l.* FROM unnest($2) AS u(o),"
 	"  LATERAL (SELECT s.id, s.operation, s.state, s.ipo_id FROM fini.submission s WHERE s.own_ref = u.o AND s.relation = $1"
-	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') ORDER BY s.id DESC LIMIT 1) l"
+	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray ORDER BY s.id DESC LIMIT 1) l"
 	"  WHERE l.operation <> 'invalidate'),"
 	" gone AS (DELETE FROM fini.queue WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM u, LATERAL (SELECT q.ctid FROM fini.queue q"
 	"  WHERE q.ipo_id = u.ipo_id AND q.operation = 'add' AND q.id = u.id OFFSET 0) l WHERE u.state = 'queued' AND u.operation = 'add'))"
@@ -108,7 +108,7 @@ static FiniStatement invalidate_statement = {
 	.sql = "WITH withdrawn AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
 	"  SELECT $1, u.r, l.ipo_id, 'invalidate' FROM (SELECT DISTINCT r FROM unnest($2) AS u(r)) u,"
 	"   LATERAL (SELECT s.operation, s.ipo_id FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
-	"    AND s.state IN ('queued', 'sending', 'unknown', 'accepted') ORDER BY s.id DESC LIMIT 1) l"
+	"    AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray ORDER BY s.id DESC LIMIT 1) l"
 	"  WHERE l.operation <> 'invalidate' RETURNING id, own_ref, ipo_id, operation),"
 	" queued AS (INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM withdrawn)"
 	" SELECT count(*) FROM (SELECT own_ref FROM withdrawn UNION SELECT c.r FROM unnest($3) AS c(r)) x",
@@ -118,7 +118,7 @@ static FiniStatement invalidate_statement = {
 static FiniStatement submit_statement = {
 	.sql = "WITH new AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
 	" SELECT $1, u.r, u.i, 'add' FROM " ROWS_OF("unnest($2), unnest($3)") " AS u(r, i, n)"
-	" WHERE NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1 AND s.state <> 'cancelled')"
+	" WHERE NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1 AND s.state <> 'cancelled' AND NOT s.stray)"
 	" ORDER BY n RETURNING id, ipo_id)"
 	" INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, 'add', id FROM new",
 	.nargs = 3, .types = {OIDOID, TEXTARRAYOID, TEXTARRAYOID}
@@ -129,7 +129,7 @@ static FiniStatement stands_statement = {
 	.sql = "SELECT FROM fini.submission s WHERE s.relation = $1 AND s.operation <> 'invalidate'"
 	" AND s.state IN ('queued', 'sending', 'unknown', 'accepted')"
 	" AND NOT EXISTS (SELECT FROM fini.submission l WHERE l.own_ref = s.own_ref AND l.relation = s.relation AND l.id > s.id"
-	"  AND l.operation = 'invalidate' AND l.state = 'accepted')",
+	"  AND l.operation = 'invalidate' AND l.state = 'accepted' AND NOT l.stray)",
 	.nargs = 1, .types = {OIDOID}
 };
 

@@ -22,12 +22,14 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/resowner.h"
+#include "utils/timeout.h"
 
 #include "answer.h"
 #include "compat.h"
@@ -45,6 +47,9 @@
 #define LOCK_MS_ROW		"10ms"
 #define MAX_LOCKED_ROWS	20
 #define LATE_BATCH		1000
+
+/* how long the triggers of a table may hold the worker up, for one batch */
+#define USER_CODE_MS	5000
 
 PG_FUNCTION_INFO_V1(fini_sql_write_back);
 
@@ -109,7 +114,7 @@ static FiniStatement note_statement = {
 };
 
 static FiniStatement knows_statement = {
-	.sql = "SELECT FROM fini.submission WHERE own_ref = $1 AND record_id = $2 AND id <> $3 AND state = 'accepted' LIMIT 1",
+	.sql = "SELECT FROM fini.submission WHERE own_ref = $1 AND record_id = $2 AND id <> $3 LIMIT 1",
 	.nargs = 3, .types = {TEXTOID, TEXTOID, INT8OID}
 };
 
@@ -131,7 +136,7 @@ static FiniStatement late_statement = {
 static FiniStatement settled_statement = {
 	.sql = "SELECT s.id, s.relation::oid, s.own_ref, s.record_id, s.state, s.error_code, s.error_message, s.operation"
 	" FROM unnest($1) AS m(id) JOIN fini.submission s ON s.id = m.id JOIN fini.attachment a ON a.relation = s.relation"
-	" WHERE s.settled_at IS NOT NULL",
+	" WHERE s.settled_at IS NOT NULL AND NOT s.stray",
 	.nargs = 1, .types = {INT8ARRAYOID}
 };
 
@@ -468,6 +473,7 @@ write_table(const FiniBatch *batch, Oid relid, bool by_worker)
 	int			later = 0;
 	int			sqlstate = 0;
 	int			last = 0;
+	bool		too_slow;
 	char	   *note;
 	Datum		values[2];
 
@@ -479,9 +485,11 @@ write_table(const FiniBatch *batch, Oid relid, bool by_worker)
 	}
 	if (n == 0 || write_rows(relid, n, outcomes, by_worker ? LOCK_MS_TABLE : NULL, &last))
 		return;
+	/* one by one, the table's triggers would take as long for each */
+	too_slow = last == ERRCODE_QUERY_CANCELED;
 	for (int i = 0; i < n; i++)
 	{
-		if (later < MAX_LOCKED_ROWS && n > 1 &&
+		if (later < MAX_LOCKED_ROWS && n > 1 && !too_slow &&
 			write_rows(relid, 1, &outcomes[i], by_worker ? LOCK_MS_ROW : NULL, &last))
 			continue;
 		if (is_passing(last))
@@ -528,16 +536,24 @@ write_rows(Oid relid, int n, const FiniOutcome *outcomes, const char *lock_timeo
 		if (lock_timeout != NULL)
 			(void) set_config_option("lock_timeout", lock_timeout, PGC_USERSET, PGC_S_SESSION,
 									 GUC_ACTION_SAVE, true, 0, false);
+		if (MyBackendType == B_BG_WORKER)
+			enable_timeout_after(STATEMENT_TIMEOUT, USER_CODE_MS);
 		/* a table that has been detached takes no outcomes */
 		if (fini_outbox_attachment(relid, &fields, &outcome))
 			fini_source_write_back(fini_source_open(relid), n, outcomes);
+		if (MyBackendType == B_BG_WORKER)
+			disable_timeout(STATEMENT_TIMEOUT, false);
 		AtEOXact_GUC(false, guc_level);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
 		*sqlstate = geterrcode();
-		if (*sqlstate == ERRCODE_QUERY_CANCELED || *sqlstate == ERRCODE_ADMIN_SHUTDOWN)
+		if (MyBackendType == B_BG_WORKER)
+			disable_timeout(STATEMENT_TIMEOUT, false);
+		/* a session's own cancel goes on; in the worker it is only what the table's triggers say */
+		if (MyBackendType != B_BG_WORKER &&
+			(*sqlstate == ERRCODE_QUERY_CANCELED || *sqlstate == ERRCODE_ADMIN_SHUTDOWN))
 			PG_RE_THROW();
 		MemoryContextSwitchTo(old);
 		FlushErrorState();
@@ -573,7 +589,7 @@ outcome_of(const FiniMember *member, FiniOperation operation, FiniOutcome *outco
 {
 	bool		accepted;
 
-	if (member->state == NULL || strcmp(member->state, "queued") == 0)
+	if (member->state == NULL || strcmp(member->state, "queued") == 0 || member->stray)
 		return false;
 	accepted = strcmp(member->state, "accepted") == 0;
 

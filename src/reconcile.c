@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -91,8 +92,14 @@ static FiniStatement standing_statement = {
 	" EXISTS (SELECT FROM fini.submission o WHERE o.own_ref = u.r AND o.relation = $2 AND o.state IN ('queued', 'sending', 'unknown'))"
 	" FROM ROWS FROM (unnest($1)) WITH ORDINALITY AS u(r, n)"
 	" LEFT JOIN LATERAL (SELECT s.operation, s.record_id, s.settled_at FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $2"
-	"  AND s.state = 'accepted' ORDER BY s.id DESC LIMIT 1) a ON true ORDER BY u.n",
+	"  AND s.state = 'accepted' AND NOT s.stray ORDER BY s.settled_at DESC, s.id DESC LIMIT 1) a ON true ORDER BY u.n",
 	.nargs = 3, .types = {TEXTARRAYOID, OIDOID, TIMESTAMPTZOID}
+};
+
+static FiniStatement elsewhere_statement = {
+	.sql = "SELECT FROM fini.submission s WHERE s.own_ref = $1 AND s.record_id = $2 AND s.relation <> $3"
+	" AND s.operation <> 'invalidate' AND s.state = 'accepted'",
+	.nargs = 3, .types = {TEXTOID, TEXTOID, OIDOID}
 };
 
 static void begin_run(Run *run, Oid relid, const char *ipo_id);
@@ -101,6 +108,7 @@ static void read_pages(Run *run);
 static void take_page(Run *run, FiniAnswer *answer);
 static void judge_record(Run *run, const char *own_ref, JsonbContainer *record, const FiniRow *row, const Standing *standing);
 static void judge_rest(Run *run);
+static bool belongs_elsewhere(Run *run, const char *own_ref, const char *record_id);
 static void judge_rows(void *arg, int n, char **own_refs, char **ipo_ids);
 static void read_standings(Run *run, int n, char **own_refs, Standing *standings, MemoryContext into);
 static void report(Run *run, const char *kind, const char *own_ref, const char *record_id,
@@ -113,6 +121,12 @@ fini_sql_reconcile(PG_FUNCTION_ARGS)
 	Run			run = {0};
 	Datum		result;
 
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("fini.reconcile would compare FINI of now with rows of before"),
+				 errdetail("The transaction's isolation level does not let it see what is committed meanwhile."),
+				 errhint("Call it at isolation level read committed.")));
 	run.context = CurrentMemoryContext;
 	SPI_connect();
 	begin_run(&run, PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)));
@@ -178,7 +192,7 @@ read_pages(Run *run)
 		MemoryContextSwitchTo(run->context);
 		call = fini_query_page(run->ipo_id, 0, NULL, NULL, cursor);
 		fini_direct_perform(call, slot);
-		if (call->answer->data == NULL && fini_answer_field_jsonb(&call->answer->json->root, "data") != NULL)
+		if (!fini_answer_is_page(call->answer))
 			fini_call_raise(call);
 		if (call->answer->data != NULL)
 			take_page(run, call->answer);
@@ -289,7 +303,7 @@ judge_record(Run *run, const char *own_ref, JsonbContainer *record, const FiniRo
 	}
 	if (has_row && standing->stands && known)
 	{
-		List	   *differences = row->entry != NULL ? fini_compare_entry(row->entry->data, row->entry->len, record) : NIL;
+		List	   *differences = row->entry != NULL ? fini_compare_entry(row->entry->data, row->entry->len, record, false) : NIL;
 		ListCell   *cell;
 
 		seen->has_local_record = true;
@@ -333,6 +347,8 @@ judge_rest(Run *run)
 		{
 			const char *record_id = lfirst(cell);
 
+			if (!seen->has_row && belongs_elsewhere(run, seen->own_ref, record_id))
+				continue;
 			if (!seen->has_row)
 				report(run, "missing_locally", seen->own_ref, record_id, NULL, NULL, NULL);
 			else if (first)
@@ -342,6 +358,17 @@ judge_rest(Run *run)
 			first = false;
 		}
 	}
+}
+
+/* is it the record of an application of another table? */
+static bool
+belongs_elsewhere(Run *run, const char *own_ref, const char *record_id)
+{
+	Datum		values[3] = {CStringGetTextDatum(own_ref), CStringGetTextDatum(record_id),
+	ObjectIdGetDatum(run->source->relid)};
+
+	(void) fini_outbox_execute(&elsewhere_statement, values, NULL, 1);
+	return SPI_processed > 0;
 }
 
 /* rows that should stand at FINI, and of which nothing active was seen there */

@@ -60,6 +60,7 @@ static void add_field(FiniSource *source, Relation rel, const char *name, const 
 static const char *outcome_column(Relation rel, Jsonb *outcome, const char *key);
 static AttrNumber column_number(Relation rel, const char *column);
 static ArrayType *typed_array(const FiniField *field, int n, const char *const *texts);
+static bool is_possible(Oid type, const char *own_ref);
 static int	trigger_depth(void);
 static HTAB *index_by_own_ref(int n, const char *const *own_refs);
 static void append_assignment(StringInfo sql, const char *column, const char *alias);
@@ -158,6 +159,8 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 	FiniIdentity saved;
 	ListCell   *cell;
 	HTAB	   *index;
+	const char **possible;
+	int			count = 0;
 	Oid			types[1];
 	Datum		args[1];
 	int			rc;
@@ -177,7 +180,14 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 					 quote_identifier(source->own_ref->column));
 
 	types[0] = get_array_type(source->own_ref->type);
-	args[0] = PointerGetDatum(typed_array(source->own_ref, n, own_refs));
+	possible = palloc(sizeof(char *) * Max(1, n));
+	for (int i = 0; i < n; i++)
+	{
+		/* what FINI has under an own_ref need not be one of this table's type */
+		if (is_possible(source->own_ref->type, own_refs[i]))
+			possible[count++] = own_refs[i];
+	}
+	args[0] = PointerGetDatum(typed_array(source->own_ref, count, possible));
 
 	fini_identity_enter_owner(&saved, source->owner);
 	rc = fini_outbox_execute_once(sql.data, 1, types, args);
@@ -406,6 +416,29 @@ typed_array(const FiniField *field, int n, const char *const *texts)
 		values[i] = InputFunctionCall(&finfo, unconstify(char *, texts[i]), ioparam, -1);
 	get_typlenbyvalalign(field->type, &typlen, &typbyval, &typalign);
 	return construct_array(values, n, field->type, typlen, typbyval, typalign);
+}
+
+/* could the output of this type be this text? */
+static bool
+is_possible(Oid type, const char *own_ref)
+{
+	Size		len = strlen(own_ref);
+	const char *digits = own_ref[0] == '-' ? own_ref + 1 : own_ref;
+
+	switch (type)
+	{
+		case UUIDOID:
+			return len == 36 && strspn(own_ref, "0123456789abcdef-") == len &&
+				own_ref[8] == '-' && own_ref[13] == '-' && own_ref[18] == '-' && own_ref[23] == '-' &&
+				strspn(own_ref, "-") == 0 && strchr(strchr(strchr(strchr(own_ref, '-') + 1, '-') + 1, '-') + 1, '-') == strrchr(own_ref, '-');
+		case INT4OID:
+			return digits[0] != '\0' && strspn(digits, "0123456789") == strlen(digits) && len <= 11 &&
+				strtoll(own_ref, NULL, 10) >= PG_INT32_MIN && strtoll(own_ref, NULL, 10) <= PG_INT32_MAX;
+		case INT8OID:
+			return digits[0] != '\0' && strspn(digits, "0123456789") == strlen(digits) && strlen(digits) <= 18;
+		default:
+			return true;
+	}
 }
 
 static int

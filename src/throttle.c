@@ -72,10 +72,12 @@ static CompanyShared *companies = NULL;
 static int	company_count = 0;
 static LWLock *throttle_lock = NULL;
 static bool exit_callback_registered = false;
+static int	counted_in = -1;	/* the company whose waiting_interactive counts us */
 
 static void *map_window(Size size);
 static void read_boot_id(char *dst, Size size);
 static int	find_company(int64 now);
+static void stop_counting(void);
 static void end_ticket(FiniTicket *ticket, int64 stamp);
 static bool has_turn(const CompanyShared *company, FiniThrottleClass class, int limit, int live, int live_interactive, int64 now);
 static int	share_kept(int limit);
@@ -205,6 +207,7 @@ fini_throttle_wait(FiniTicket *ticket, int max_wait_ms)
 	LWLockAcquire(throttle_lock, LW_EXCLUSIVE);
 	company = find_company(fini_monotonic_us());
 	companies[company].waiting_interactive++;
+	counted_in = company;
 	LWLockRelease(throttle_lock);
 
 	PG_TRY();
@@ -228,8 +231,7 @@ fini_throttle_wait(FiniTicket *ticket, int max_wait_ms)
 	PG_FINALLY();
 	{
 		LWLockAcquire(throttle_lock, LW_EXCLUSIVE);
-		if (companies[company].waiting_interactive > 0)
-			companies[company].waiting_interactive--;
+		stop_counting();
 		LWLockRelease(throttle_lock);
 	}
 	PG_END_TRY();
@@ -269,7 +271,8 @@ map_window(Size size)
 	int			fd = open(WINDOW_FILE, O_RDWR | O_CREAT | O_CLOEXEC, S_IRUSR | S_IWUSR);
 	void	   *memory = MAP_FAILED;
 
-	if (fd >= 0 && ftruncate(fd, size) == 0)
+	/* with its blocks: a hole that cannot be filled later would end in SIGBUS */
+	if (fd >= 0 && posix_fallocate(fd, 0, size) == 0)
 		memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (memory == MAP_FAILED)
 	{
@@ -322,6 +325,15 @@ find_company(int64 now)
 	return oldest;
 }
 
+/* we wait no more; lock held */
+static void
+stop_counting(void)
+{
+	if (counted_in >= 0 && companies[counted_in].waiting_interactive > 0)
+		companies[counted_in].waiting_interactive--;
+	counted_in = -1;
+}
+
 static void
 end_ticket(FiniTicket *ticket, int64 stamp)
 {
@@ -361,13 +373,14 @@ share_kept(int limit)
 	return limit <= 1 ? 0 : Max(1, limit / 40);
 }
 
-/* a process that ends with tickets in hand: they count from now */
+/* a process that ends while it waits, or with tickets in hand: they count from now */
 static void
 release_at_exit(int code, Datum arg)
 {
 	int64		now = fini_monotonic_us();
 
 	LWLockAcquire(throttle_lock, LW_EXCLUSIVE);
+	stop_counting();
 	for (int c = 0; c < company_count; c++)
 	{
 		for (int i = 0; i < MAX_TICKETS && companies[c].entry[i].stamp != 0; i++)

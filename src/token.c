@@ -98,7 +98,7 @@ fini_token_peek(FiniSlotShared *slot, FiniAccess *dst, bool with_key)
 	LWLockRelease(fini_shared_slot_lock(slot));
 
 	/* outside the lock: hashing the settings takes longer than copying */
-	if (fresh && MyBackendType != B_BG_WORKER)
+	if (fresh && MyProcPid != slot->worker_pid)
 	{
 		uint8		mine[FINI_FINGERPRINT_LEN];
 		uint8		theirs[FINI_FINGERPRINT_LEN];

@@ -31,6 +31,7 @@
 #define MIN_BACKOFF_US	INT64CONST(250000)
 #define MAX_BACKOFF_US	INT64CONST(15000000)
 #define FETCH_TIMEOUT	15000	/* ms */
+#define MAX_HOLD_SECONDS	3600
 
 typedef struct Fetch
 {
@@ -42,8 +43,9 @@ typedef struct Fetch
 } Fetch;
 
 static Fetch fetch;
-static int64 backoff_us = 0;
-static int64 not_before_us = 0;
+/* of the token and of the key: that one is to be had says nothing of the other */
+static int64 backoff_us[2];
+static int64 not_before_us[2];
 
 static bool start_fetch(FiniSlotShared *slot, bool for_key);
 static void prepare_token_request(void);
@@ -86,8 +88,13 @@ fini_token_service(FiniSlotShared *slot)
 
 	if (need_token || (need_key && have_token))
 	{
-		if (now < not_before_us)
-			return (long) ((not_before_us - now) / 1000 + 1);
+		int64		due = not_before_us[!need_token];
+
+		/* a key that cannot be had is no reason to keep fetching tokens for it */
+		if (need_token && need_key)
+			due = Max(due, not_before_us[1]);
+		if (now < due)
+			return (long) ((due - now) / 1000 + 1);
 		if (!start_fetch(slot, !need_token))
 			return 10;
 		return -1;
@@ -113,7 +120,7 @@ fini_token_completed(FiniSlotShared *slot, FiniHttpRequest *req)
 	stat.bytes = req->bytes_in + req->bytes_out;
 	fini_stat_count(&stat);
 	if (stat.throttled)
-		fini_throttle_hold((int64) Max(req->retry_after, 1) * 1000000);
+		fini_throttle_hold((int64) Min(Max(req->retry_after, 1), MAX_HOLD_SECONDS) * 1000000);
 
 	if (fetch.for_key)
 		take_key(slot);
@@ -135,7 +142,8 @@ fini_token_settings_changed(FiniSlotShared *slot)
 		fini_throttle_give_back(&fetch.ticket);
 		end_fetch();
 	}
-	not_before_us = backoff_us = 0;
+	memset(backoff_us, 0, sizeof(backoff_us));
+	memset(not_before_us, 0, sizeof(not_before_us));
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
 	if (memcmp(slot->fingerprint, fingerprint, sizeof(fingerprint)) != 0)
 	{
@@ -392,9 +400,11 @@ take_key(FiniSlotShared *slot)
 static void
 fail(FiniSlotShared *slot, int sqlstate, const char *error, const char *detail)
 {
-	backoff_us = Min(Max(backoff_us * 2, MIN_BACKOFF_US), MAX_BACKOFF_US);
-	not_before_us = fini_monotonic_us() +
-		(int64) (backoff_us * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
+	int64	   *backoff = &backoff_us[fetch.for_key];
+
+	*backoff = Min(Max(*backoff * 2, MIN_BACKOFF_US), MAX_BACKOFF_US);
+	not_before_us[fetch.for_key] = fini_monotonic_us() +
+		(int64) (*backoff * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
 
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
 	slot->fetch_serial++;
@@ -406,7 +416,7 @@ fail(FiniSlotShared *slot, int sqlstate, const char *error, const char *detail)
 	ConditionVariableBroadcast(&slot->changed);
 
 	/* once for each run of failures */
-	if (backoff_us == MIN_BACKOFF_US)
+	if (*backoff == MIN_BACKOFF_US)
 		ereport(LOG,
 				(errcode(sqlstate),
 				 errmsg("fini: %s", error),
@@ -416,7 +426,7 @@ fail(FiniSlotShared *slot, int sqlstate, const char *error, const char *detail)
 static void
 succeed(FiniSlotShared *slot)
 {
-	backoff_us = not_before_us = 0;
+	backoff_us[fetch.for_key] = not_before_us[fetch.for_key] = 0;
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
 	slot->fetch_serial++;
 	slot->fetch_sqlstate = 0;

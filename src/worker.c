@@ -22,6 +22,7 @@
 #include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_db_role_setting.h"
+#include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "common/hashfn.h"
@@ -67,7 +68,7 @@ static void watch_for_database(void) pg_attribute_noreturn();
 static void pause_after_failures(void);
 static bool database_exists(const char *name);
 static void prepare_session(void);
-static bool extension_exists(void);
+static Oid	find_extension(void);
 static uint32 database_settings(void);
 static void wait_for_wake(long timeout_ms);
 static void take_requests(void);
@@ -130,13 +131,20 @@ fini_worker_main(Datum slot_index)
 	run();
 }
 
-/* runs in whatever process drops a database: ask its worker to go, before DROP DATABASE counts connections */
+/*
+ * Runs in whatever process drops something.  A database's worker is asked to
+ * go before DROP DATABASE counts connections; an extension's looks again.
+ */
 static void
 on_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
 {
 	if (previous_access_hook)
 		previous_access_hook(access, class_id, object_id, sub_id, arg);
-	if (access != OAT_DROP || class_id != DatabaseRelationId || !fini_shared_available())
+	if (access != OAT_DROP || !fini_shared_available())
+		return;
+	if (class_id == ExtensionRelationId && OidIsValid(MyDatabaseId) && fini_shared_my_slot() != NULL)
+		fini_shared_wake_at_commit();
+	if (class_id != DatabaseRelationId)
 		return;
 	for (int i = 0; i < fini_shared_slots(); i++)
 	{
@@ -160,6 +168,7 @@ run(void)
 	bool		may_send = false;
 	int64		looked_us = 0;
 	uint32		settings = 0;
+	Oid			extension = InvalidOid;
 	MemoryContext loop_context = AllocSetContextCreate(TopMemoryContext, "fini worker loop", ALLOCSET_DEFAULT_SIZES);
 
 	fini_token_settings_changed(slot);
@@ -181,8 +190,13 @@ run(void)
 			fini_monotonic_us() - looked_us > (int64) LOOK_MS * 1000)
 		{
 			uint32		settings_now;
+			Oid			extension_now = find_extension();
 
-			if (!extension_exists())
+			/* what a former extension had under way is nothing to its successor */
+			if (extension_now != extension && (recovered || fini_flight_count() > 0))
+				proc_exit(1);
+			extension = extension_now;
+			if (!OidIsValid(extension))
 			{
 				set_state(FINI_WORKER_WAITING);
 				looked_us = 0;
@@ -350,15 +364,15 @@ prepare_session(void)
 		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
-static bool
-extension_exists(void)
+static Oid
+find_extension(void)
 {
-	bool		exists;
+	Oid			extension;
 
 	StartTransactionCommand();
-	exists = OidIsValid(get_extension_oid("fini", true));
+	extension = get_extension_oid("fini", true);
 	CommitTransactionCommand();
-	return exists;
+	return extension;
 }
 
 /* a hash over what ALTER DATABASE ... SET says of this database; never 0 */

@@ -45,8 +45,8 @@ sub server_cpu_seconds
 sub memory
 {
 	my ($pid) = @_;
-	my ($peak) = _slurp("/proc/$pid/status") =~ /^VmHWM:\s*(\d+)/m;
-	my $rollup = _slurp("/proc/$pid/smaps_rollup");
+	my ($peak) = slurp("/proc/$pid/status") =~ /^VmHWM:\s*(\d+)/m;
+	my $rollup = slurp("/proc/$pid/smaps_rollup");
 	my $private = 0;
 	$private += $_ for $rollup =~ /^Private_(?:Clean|Dirty):\s*(\d+)/mg;
 	return ($peak, $private);
@@ -55,7 +55,7 @@ sub memory
 # seconds that all CPUs together spent on anything, and idle, since boot
 sub machine_seconds
 {
-	my @fields = _slurp('/proc/stat') =~ /^cpu\s+([\d ]+)/ ? split(' ', $1) : die "/proc/stat cannot be read\n";
+	my @fields = slurp('/proc/stat') =~ /^cpu\s+([\d ]+)/ ? split(' ', $1) : die "/proc/stat cannot be read\n";
 	my $idle = $fields[3] + $fields[4];
 	my $all = 0;
 	$all += $_ for @fields[ 0 .. 7 ];
@@ -110,11 +110,11 @@ sub write_file
 sub _stat
 {
 	my ($pid) = @_;
-	my ($rest) = _slurp("/proc/$pid/stat") =~ /.*\)\s+(.*)/s or die "/proc/$pid/stat cannot be read\n";
+	my ($rest) = slurp("/proc/$pid/stat") =~ /.*\)\s+(.*)/s or die "/proc/$pid/stat cannot be read\n";
 	return [ split ' ', $rest ];
 }
 
-sub _slurp
+sub slurp
 {
 	my ($file) = @_;
 	open(my $fh, '<', $file) or die "$file: $!\n";
@@ -156,14 +156,14 @@ sub session { return FiniBench::Session->new }
 sub postmaster
 {
 	my ($self) = @_;
-	my ($pid) = FiniBench::_slurp("$self->{data}/postmaster.pid") =~ /^(\d+)/;
+	my ($pid) = FiniBench::slurp("$self->{data}/postmaster.pid") =~ /^(\d+)/;
 	return $pid;
 }
 
 sub last_words
 {
 	my ($self) = @_;
-	my @lines = split /^/, eval { FiniBench::_slurp($self->{log}) } // '';
+	my @lines = split /^/, eval { FiniBench::slurp($self->{log}) } // '';
 	return join '', "\nthe server's log:\n", @lines > 30 ? @lines[ -30 .. -1 ] : @lines;
 }
 

@@ -7,6 +7,7 @@ use strict;
 use warnings;
 
 use FiniBench;
+use FiniReport;
 use FiniSandbox;
 use Getopt::Long;
 use IO::Select;
@@ -35,7 +36,8 @@ my @parts = (
 	[ throttle => \&measure_throttle ], [ latency => \&measure_latency ], [ calls => \&measure_calls ]);
 die "no part \"$only\": they are @{[ map { $_->[0] } @parts ]}\n" if defined $only && !grep { $_->[0] eq $only } @parts;
 my ($server, $sandbox, $session, $worker, $tap);
-my (@figures, @private);
+my @private;
+my $report = FiniReport->new;
 
 $| = 1;
 $SIG{$_} = sub { die "\nended by a signal\n" } for qw(INT TERM HUP);
@@ -62,14 +64,13 @@ sub main
 
 	my @now = FiniBench::machine_seconds();
 	my $ours = FiniBench::server_cpu_seconds($server->postmaster) + FiniBench::cpu_seconds($sandbox->pid) + own_seconds();
-	report({
+	$report->finish($json_file,
 		quick => $quick ? JSON::PP::true : JSON::PP::false,
-		seconds => round(time - $began, 1),
-		server => $server->session->value('select version()'),
-		cpus => scalar(grep { /^processor/ } split /^/, FiniBench::_slurp('/proc/cpuinfo')),
-		# work of other programs takes time away from ours: a share of more than a few percent spoils the figures
-		foreign_load => round(share($now[0] - $machine[0] - $ours, $now[1] - $machine[1]), 3),
-		figures => \@figures });
+		seconds => sprintf('%.0f', time - $began) + 0,
+		server => $server->session->value('show server_version'),
+		cpus => scalar(grep { /^processor/ } split /^/, FiniBench::slurp('/proc/cpuinfo')),
+		# work of other programs takes time away from ours: more than a few percent spoil the figures
+		foreign_load => share($now[0] - $machine[0] - $ours, $now[1] - $machine[1]));
 	return;
 }
 
@@ -112,36 +113,16 @@ sub measure_seal
 	}
 	FiniBench::write_file("$work/fields", $text);
 
-	# payloads stay in memory, so that reading them from a table is not part of it
-	$session->run(q{create function seal(batch int, seconds float) returns table (records bigint, took float) language plpgsql as $$
-		declare
-			payloads json[] := (select array_agg((payload::text || ' ')::json order by n) from payload);
-			p json;
-			began timestamptz := clock_timestamp();
-			k bytea := sha256('key');
-			iv bytea := substr(sha256('iv'), 1, 12);
-		begin
-			records := 0;
-			loop
-				foreach p in array payloads loop
-					perform octet_length(fini.encrypt_fields(p, k, iv));
-					records := records + batch;
-				end loop;
-				took := extract(epoch from clock_timestamp() - began);
-				exit when took > seconds;
-			end loop;
-			return next;
-		end $$});
 	my (@ours, @floor);
-	$session->run("select * from seal(1000, 0.1)");
+	$session->run("select * from seal(0.1)");
 	for (1 .. 2 * $size{rounds} - 1)
 	{
-		my ($n, $took) = split /\t/, ($session->run("select * from seal(1000, $size{seal})"))[0];
+		my ($n, $took) = split /\t/, ($session->run("select * from seal($size{seal})"))[0];
 		push @ours, $n / $took;
 		my ($floor_n, undef, undef, $floor_took) = split ' ', FiniBench::command("$stage/bin/evp", "$work/fields", 1000, $size{seal});
 		push @floor, $floor_n / $floor_took;
 	}
-	figure(name => 'seal', title => 'fini.encrypt_fields, batches of 1,000', unit => 'records/s', values => \@ours,
+	$report->figure(name => 'seal', title => 'fini.encrypt_fields, batches of 1,000', unit => 'records/s', values => \@ours,
 		peer => 'bare loop of EVP calls', peers => \@floor, target => '>= 0.60');
 	return;
 }
@@ -168,18 +149,20 @@ sub measure_bulk_insert
 	clean_up();
 	$session->run('truncate plain');
 	resume();
-	figure(name => 'bulk_insert', title => commas($size{rows}) . ' rows in one insert, attached', unit => 's', values => \@attached,
+	$report->figure(name => 'bulk_insert', title => FiniReport::commas($size{rows}) . ' rows in one insert, attached', unit => 's', values => \@attached,
 		peer => 'plain table', peers => \@plain, target => '<= 1.5');
 	return;
 }
 
-# single-row inserts, each with its commit, from one client; with the worker paused, and with it sending
+# single-row inserts, each with its commit, from one client; with the worker paused, and with it sending at FINI's ceiling
 sub measure_single_inserts
 {
 	for my $sending (0, 1)
 	{
 		my (@attached, @plain);
 
+		setting('fini.rate_window', 1000) if $sending;
+		setting('fini.rate_limit', 8) if $sending;
 		$sending ? resume() : pause();
 		for my $round (1 .. $size{rounds})
 		{
@@ -195,12 +178,14 @@ sub measure_single_inserts
 				wait_until_nothing_is_open() if $sending;
 			}
 		}
-		figure(name => $sending ? 'single_insert_sending' : 'single_insert',
+		$report->figure(name => $sending ? 'single_insert_sending' : 'single_insert',
 			title => 'single-row insert with commit, ' . ($sending ? 'worker sending' : 'worker paused'),
 			unit => 'ms', values => \@attached, peer => 'plain table', peers => \@plain, $sending ? () : (target => '<= 1.2'));
 		clean_up();
 		$session->run('truncate plain');
 	}
+	setting('fini.rate_limit', 0);
+	setting('fini.rate_window', undef);
 	return;
 }
 
@@ -225,14 +210,18 @@ sub measure_drain
 	}
 	setting('fini.rate_limit', 0);
 
-	figure(name => 'drain', title => 'backlog of ' . commas($size{drain}) . ', fini.rate_limit 0', unit => 'records/s', values => $rate{0});
-	figure(name => 'drain_480', title => 'the same, fini.rate_limit 480', unit => 'records/s', values => $rate{480},
+	$report->figure(name => 'drain', title => 'backlog of ' . FiniReport::commas($size{drain}) . ', fini.rate_limit 0', unit => 'records/s', values => $rate{0});
+	$report->figure(name => 'drain_480', title => 'the same, fini.rate_limit 480', unit => 'records/s', values => $rate{480},
 		peer => "FINI's ceiling", peers => [8000]);
-	figure(name => 'worker_cpu', title => "worker's CPU per record", unit => 'us', values => [ @{ $cpu{0} }, @{ $cpu{480} } ],
+	$report->figure(name => 'worker_cpu', title => "worker's CPU per record", unit => 'us', values => [ @{ $cpu{0} }, @{ $cpu{480} } ],
 		peer => 'PL/pgSQL, without HTTP', peers => \@handrolled, target => '<= 0.7');
-	figure(name => 'worker_user', title => 'of which in user mode', unit => '', values => \@user);
-	figure(name => 'server_cpu', title => "the whole server's CPU per record", unit => 'us', values => [ @{ $server{0} }, @{ $server{480} } ]);
-	figure(name => 'gateway_cpu', title => "the sandbox's CPU per record", unit => 'us', values => [ @{ $gateway{0} }, @{ $gateway{480} } ]);
+	$report->figure(name => 'worker_user', title => 'of which in user mode', unit => '', values => \@user);
+	$report->figure(name => 'server_cpu', title => "the whole server's CPU per record", unit => 'us', values => [ @{ $server{0} }, @{ $server{480} } ]);
+	$report->figure(name => 'gateway_cpu', title => "the sandbox's CPU per record", unit => 'us', values => [ @{ $gateway{0} }, @{ $gateway{480} } ]);
+
+	# an update that is not HOT inserts into every index
+	$report->figure(name => 'hot_updates', title => 'updates of fini.submission that are HOT', unit => '', values => [ $session->value(
+		q{select n_tup_hot_upd / greatest(n_tup_upd, 1)::float from pg_stat_all_tables where relid = 'fini.submission'::regclass}) ]);
 	return;
 }
 
@@ -314,9 +303,9 @@ sub measure_throttle
 	$sandbox->config(rateLimit => 0, rateWindow => 60);
 	resume();
 	wait_until_nothing_is_open();
-	figure(name => 'throttle', title => "requests in $windows windows of $size{window} s", unit => '', values => [$used],
+	$report->figure(name => 'throttle', title => "requests in $windows windows of $size{window} s", unit => '', values => [$used],
 		peer => 'allowed', peers => [ $windows * $limit ], target => '>= 0.97');
-	figure(name => 'throttle_refused', title => 'of these refused by the sandbox (429)', unit => '', values => [ $stats->{refusals}{429} // 0 ]);
+	$report->figure(name => 'throttle_refused', title => 'of these refused by the sandbox (429)', unit => '', values => [ $stats->{refusals}{429} // 0 ]);
 	return;
 }
 
@@ -372,11 +361,11 @@ sub measure_latency
 		push @to_claim, 1000 * ($claimed - $committed);
 	}
 	die scalar(@to_wire) . " requests of $size{singles}\n" if @to_wire != $size{singles};
-	figure(name => 'latency_p50', title => "commit to first byte, $size{singles} inserts, p50", unit => 'ms',
+	$report->figure(name => 'latency_p50', title => "commit to first byte, $size{singles} inserts, p50", unit => 'ms',
 		values => [ FiniBench::percentile(50, @to_wire) ], target_value => '<= 3');
-	figure(name => 'latency_p99', title => 'the same, p99', unit => 'ms',
+	$report->figure(name => 'latency_p99', title => 'the same, p99', unit => 'ms',
 		values => [ FiniBench::percentile(99, @to_wire) ], target_value => '<= 25');
-	figure(name => 'claim_p50', title => 'of which commit to claim, p50', unit => 'ms', values => [ FiniBench::percentile(50, @to_claim) ]);
+	$report->figure(name => 'claim_p50', title => 'of which commit to claim, p50', unit => 'ms', values => [ FiniBench::percentile(50, @to_claim) ]);
 	clean_up();
 	return;
 }
@@ -386,15 +375,6 @@ sub measure_calls
 {
 	my (@ours, @peer);
 	token_form("$work/form");
-	$session->run(q{create function calls(n int) returns float language plpgsql as $$
-		declare
-			began timestamptz := clock_timestamp();
-		begin
-			for i in 1 .. n loop
-				perform fini.ipo_refdata('1234');
-			end loop;
-			return extract(epoch from clock_timestamp() - began);
-		end $$});
 	$session->value('select calls(10)');
 	for (1 .. $size{rounds})
 	{
@@ -403,7 +383,7 @@ sub measure_calls
 			"$sandbox->{url}/openam/oauth2/eu/access_token", "$work/form", "$sandbox->{url}/api/ipos/refdata/v1?ipoID=1234", $size{calls});
 		push @peer, $n / $took;
 	}
-	figure(name => 'calls', title => 'direct calls (fini.ipo_refdata)', unit => '1/s', values => \@ours,
+	$report->figure(name => 'calls', title => 'direct calls (fini.ipo_refdata)', unit => '1/s', values => \@ours,
 		peer => 'bare libcurl loop', peers => \@peer, target => '>= 0.9');
 	return;
 }
@@ -420,7 +400,7 @@ sub token_form
 		  { aud => $url, iss => $issuer, sub => $subject, exp => int(time) + 300 };
 		FiniBench::write_file("$work/assertion", $text);
 		FiniSandbox::openssl('dgst', '-sha256', '-sign', $key, '-out', "$work/signature", "$work/assertion");
-		return "$text." . encode_base64url(FiniBench::_slurp("$work/signature"));
+		return "$text." . encode_base64url(FiniBench::slurp("$work/signature"));
 	};
 	my $kind = 'urn:ietf:params:oauth:grant-type:jwt-bearer';
 	FiniBench::write_file($file, join '&', map { s/:/%3A/gr } "grant_type=$kind",
@@ -435,9 +415,9 @@ sub measure_memory
 {
 	remember_memory();
 	my ($peak) = FiniBench::memory($worker);
-	figure(name => 'memory_private', title => "worker's private memory, peak", unit => 'MiB',
+	$report->figure(name => 'memory_private', title => "worker's private memory, peak", unit => 'MiB',
 		values => [ (sort { $b <=> $a } @private)[0] / 1024 ], target_value => '<= 64');
-	figure(name => 'memory_resident', title => "worker's resident memory, shared included, peak", unit => 'MiB', values => [ $peak / 1024 ]);
+	$report->figure(name => 'memory_resident', title => "worker's resident memory, shared included, peak", unit => 'MiB', values => [ $peak / 1024 ]);
 	return;
 }
 
@@ -508,47 +488,6 @@ sub wait_for
 	}
 }
 
-# name, title, unit, values, and for a ratio: peer, peers, target; target_value for the value itself
-sub figure
-{
-	my (%figure) = @_;
-	my $value = FiniBench::median(@{ $figure{values} });
-	my $peer = $figure{peers} ? FiniBench::median(@{ $figure{peers} }) : undef;
-	my $ratio = defined $peer && $peer != 0 ? $value / $peer : undef;
-	my $met;
-
-	for my $pair ([ $figure{target}, $ratio ], [ $figure{target_value}, $value ])
-	{
-		my ($target, $is) = @$pair;
-		next if !defined $target;
-		my ($sign, $bound) = split ' ', $target;
-		$met = ($sign eq '<=' ? $is <= $bound : $is >= $bound) ? JSON::PP::true : JSON::PP::false;
-	}
-	push @figures, {
-		name => $figure{name}, title => $figure{title}, unit => $figure{unit}, value => round($value), values => [ map { round($_) } @{ $figure{values} } ],
-		defined $peer ? (peer => $figure{peer}, peer_value => round($peer), peer_values => [ map { round($_) } @{ $figure{peers} } ], ratio => round($ratio)) : (),
-		defined $met ? (target => ($figure{target} // $figure{target_value}), target_of => $figure{target} ? 'ratio' : 'value', met => $met) : () };
-	return;
-}
-
-sub report
-{
-	my ($result) = @_;
-	FiniBench::write_file($json_file, JSON::PP->new->canonical->pretty->utf8->encode($result));
-
-	printf "%-50s %16s   %-34s %7s  %s\n", 'figure', '', 'floor or peer', 'ratio', 'wanted';
-	for my $f (@{ $result->{figures} })
-	{
-		my $peer = defined $f->{peer} ? sprintf('%s %s', number($f->{peer_value}) . ($f->{unit} ne '' ? " $f->{unit}" : ''), $f->{peer}) : '';
-		printf "%-50s %16s   %-34s %7s  %s\n", $f->{title}, number($f->{value}) . ($f->{unit} ne '' ? " $f->{unit}" : ''), $peer,
-		  defined $f->{ratio} ? sprintf('%.2f', $f->{ratio}) : '',
-		  defined $f->{met} ? "$f->{target}" . ($f->{met} ? '' : '  missed') : '';
-	}
-	printf "%s, %d CPUs, %.0f s; CPU time of programs not ours: %.1f %%\n", $result->{server} =~ /^(\S+ \S+)/, $result->{cpus},
-	  $result->{seconds}, 100 * $result->{foreign_load};
-	return;
-}
-
 # CPU time of this program and the children that have ended
 sub own_seconds
 {
@@ -557,28 +496,7 @@ sub own_seconds
 	return $sum;
 }
 
-sub share { my ($part, $whole) = @_; return $whole > 0 && $part > 0 ? $part / $whole : 0 }
-
-# to four digits that count
-sub round
-{
-	my ($value, $places) = @_;
-	return undef if !defined $value;
-	return 0 + sprintf(defined $places ? "%.${places}f" : '%.4g', $value);
-}
-
-sub number
-{
-	my ($value) = @_;
-	return abs($value) >= 1000 ? commas(sprintf '%.0f', $value) : abs($value) >= 100 ? sprintf('%.0f', $value) : sprintf('%.4g', sprintf '%.3g', $value);
-}
-
-sub commas
-{
-	my ($n) = @_;
-	1 while $n =~ s/^(\d+)(\d{3})/$1,$2/;
-	return $n;
-}
+sub share { my ($part, $whole) = @_; return $whole > 0 && $part > 0 ? 0 + sprintf('%.3f', $part / $whole) : 0 }
 
 # on a terminal only: what is going on
 sub progress

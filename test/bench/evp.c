@@ -138,7 +138,7 @@ load(const char *path)
 			fail("malloc");
 		for (int f = 0; f < n; f++)
 		{
-			unsigned char *data;
+			unsigned char *data = NULL;
 			int			len;
 
 			if (fscanf(file, "%d", &len) != 1 || len < 0 || fgetc(file) != ' ' ||

@@ -27,3 +27,34 @@ create table payload as
 			'appQuantity', app_quantity::text, 'firmID', coalesce(firm_id, '00000'), 'ownRef', own_ref) order by id)) payload
 	from (select row_number() over () id, (row_number() over () - 1) / 1000 n, * from source limit 10000) s
 	group by n having count(*) = 1000;
+
+-- seals all payloads, again and again for some seconds; they stay in memory, so that reading them is not part of it
+create function seal(seconds float, out records bigint, out took float) language plpgsql as $$
+declare
+	payloads json[] := (select array_agg((payload::text || ' ')::json order by n) from payload);
+	p json;
+	began timestamptz := clock_timestamp();
+	k bytea := sha256('key');
+	iv bytea := substr(sha256('iv'), 1, 12);
+begin
+	records := 0;
+	loop
+		foreach p in array payloads loop
+			perform octet_length(fini.encrypt_fields(p, k, iv));
+			records := records + 1000;
+		end loop;
+		took := extract(epoch from clock_timestamp() - began);
+		exit when took > seconds;
+	end loop;
+end $$;
+
+-- direct calls, one after the other: how many seconds they take
+create function calls(n int) returns float language plpgsql as $$
+declare
+	began timestamptz := clock_timestamp();
+begin
+	for i in 1 .. n loop
+		perform fini.ipo_refdata('1234');
+	end loop;
+	return extract(epoch from clock_timestamp() - began);
+end $$;

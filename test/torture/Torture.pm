@@ -239,7 +239,8 @@ sub _hold_worker
 		my $held = 0;
 		$self->_lock_session->send("begin; $locks", sub { $held = defined $_[0] });
 		$then->();
-		$self->_serve_until(sub { $held || !$self->{lock}->is_open }, 6) && $held or return 0;
+		# a session from before the last kill finds out only now
+		$self->_serve_until(sub { $held || !$self->{lock}->is_open }, 6) && $held or next;
 		my $waits = '';
 		$self->_serve_until(sub { ($waits = $self->_worker_waits) ne '' }, $kind eq 'claim' ? 4 : 2);
 		return 1 if $waits eq $kind || ($kind eq 'settle' && $waits eq 'write back');
@@ -282,13 +283,13 @@ sub _hold_commits
 	my ($self) = @_;
 	$self->{server}->aim_conf("synchronous_standby_names = '*'\n");
 	$self->{holding} = 1;
-	$self->{probe} = TorturePsql->new(name => 'probe', log => "$self->{work}/psql.log") unless $self->{probe} && $self->{probe}->is_open;
 
 	# whether it is in force shows in a commit
 	return $self->_serve_until(
 		sub {
 			my ($row) = $self->rows(q{select wait_event from pg_stat_activity where application_name = 'torture probe'});
 			return 1 if $row && ($row->[0] // '') eq 'SyncRep';
+			$self->{probe} = TorturePsql->new(name => 'probe', log => "$self->{work}/psql.log") if !$self->{probe} || !$self->{probe}->is_open;
 			$self->{probe}->send('insert into torture.probe values (1)', sub { }) if !@{ $self->{probe}{waiting} };
 			return 0;
 		}, 5);
