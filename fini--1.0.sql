@@ -73,7 +73,7 @@ CREATE TABLE fini.request (
 );
 ALTER TABLE fini.request ALTER COLUMN members SET STORAGE EXTERNAL;
 CREATE INDEX request_open ON fini.request (state) WHERE state IN ('sending', 'unknown');
-COMMENT ON TABLE fini.request IS 'one row per sealed HTTP request of the worker, written before its first byte leaves';
+COMMENT ON TABLE fini.request IS 'one row per request of the worker that changes something at FINI, written before its first byte leaves';
 
 CREATE TABLE fini.unwritten (
 	id		bigint PRIMARY KEY
@@ -270,8 +270,8 @@ $$;
 COMMENT ON FUNCTION fini._may_send() IS 'is this cluster armed, and is it paused?';
 
 /*
- * After a promotion or a restore the outbox can be older than FINI: what is
- * open in it may have been sent.  The same goes for operations that are older
+ * After a promotion, a restore or on a copy, the outbox can be older than FINI:
+ * what is open in it may have been sent.  The same goes for operations that are older
  * than the extension in this database: they came with a dump.
  */
 CREATE FUNCTION fini._adopt_timeline() RETURNS void
@@ -279,9 +279,9 @@ LANGUAGE sql VOLATILE AS $$
 	UPDATE fini.control c SET timeline = k.timeline, home = k.home,
 		doubt_below = coalesce((SELECT max(s.id) FROM fini.submission s WHERE c.timeline IS NOT NULL OR s.created_at < c.created_at), 0)
 	FROM fini._cluster() k
-	WHERE c.timeline IS DISTINCT FROM k.timeline
+	WHERE (c.timeline, c.home) IS DISTINCT FROM (k.timeline, k.home)
 $$;
-COMMENT ON FUNCTION fini._adopt_timeline() IS 'on a new timeline, what is open is to be looked for at FINI before it is sent';
+COMMENT ON FUNCTION fini._adopt_timeline() IS 'on a new timeline or in a new place, what is open is to be looked for at FINI before it is sent';
 
 CREATE FUNCTION fini.arm() RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -57,6 +57,8 @@ static void refuse_batch(FiniFlight *flight);
 static void put_back(FiniFlight *flight, const char *code, const char *message);
 static void pause_flight(FiniFlight *flight, EndpointState *endpoint);
 static void give_up_after_limit(FiniFlight *flight);
+static bool is_lost(const FiniFlight *flight);
+static void give_up_lost(FiniFlight *flight);
 static int64 pause_after(int failures);
 static bool must_look_again(FiniFlight *flight);
 static void keep_open_members(FiniFlight *flight);
@@ -105,6 +107,14 @@ fini_flight_may_send(void)
 	permission = fini_outbox_may_send();
 	fini_flight_commit();
 	return permission.armed && !permission.paused;
+}
+
+void
+fini_flight_write_late(void)
+{
+	fini_flight_begin();
+	fini_outbox_write_late();
+	fini_flight_commit();
 }
 
 void
@@ -224,6 +234,7 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 				strlcpy(call->message, "the answer does not account for this entry", sizeof(call->message));
 				fini_outbox_doubt(&flight->batch, call);
 				flight->state = FINI_FLIGHT_DOUBT;
+				flight->answered = true;
 				flight->not_before_us = 0;
 			}
 			break;
@@ -267,6 +278,7 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 			else if (!flight->taken)
 			{
 				flight->taken = true;
+				flight->taken_us = fini_monotonic_us();
 				flight->absences = 0;
 			}
 			flight->failures++;
@@ -280,11 +292,13 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 			/* once at once; then it is not the token's or the key's fault */
 			if (++flight->failures > 1)
 				pause_flight(flight, endpoint);
+			fini_outbox_postponed(&flight->batch, call);
 			give_up_after_limit(flight);
 			break;
 		case FINI_VERDICT_LATER:
 			flight->failures++;
 			pause_flight(flight, endpoint);
+			fini_outbox_postponed(&flight->batch, call);
 			if (endpoint->failures == 1)
 				ereport(LOG,
 						(errcode(FINI_ERRCODE_TRANSPORT),
@@ -393,12 +407,22 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 	{
 		strlcpy(request_id, flight->batch.request_id, sizeof(request_id));
 		flight->absences++;
-		if (flight->taken && flight->absences >= ABSENCES_FOR_NEW_ID)
+		if (is_lost(flight))
 		{
-			fini_envelope_request_id(request_id);
-			flight->taken = false;
-			flight->absences = 0;
+			if (flight->answered || flight->renewed)
+				give_up_lost(flight);
+			else
+			{
+				/* it cannot count any more, and did not: under a new ID, once */
+				fini_envelope_request_id(request_id);
+				flight->renewed = true;
+				flight->taken = false;
+				flight->absences = 0;
+			}
 		}
+	}
+	if (flight->batch.count > 0 && !again)
+	{
 		fini_outbox_resend(&flight->batch, request_id);
 		strlcpy(flight->batch.request_id, request_id, sizeof(request_id));
 	}
@@ -756,6 +780,31 @@ give_up_after_limit(FiniFlight *flight)
 		flight->batch.members[i].error_message = flight->call->message;
 	}
 	fini_outbox_settle(&flight->batch, flight->call);
+	flight->batch.count = 0;
+}
+
+/*
+ * FINI says that it has taken this request, but shows no trace of it, however
+ * often we look, and for longer than a request can take.
+ */
+static bool
+is_lost(const FiniFlight *flight)
+{
+	return flight->taken && flight->absences >= ABSENCES_FOR_NEW_ID &&
+		fini_monotonic_us() - flight->taken_us >= (int64) fini_guc_request_timeout * 1000;
+}
+
+/* sending it once more could make a second application of one that we only fail to see */
+static void
+give_up_lost(FiniFlight *flight)
+{
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		flight->batch.members[i].state = "failed";
+		flight->batch.members[i].error_code = "not_found";
+		flight->batch.members[i].error_message = "FINI has taken the request but shows no record of it; look there before it is retried";
+	}
+	fini_outbox_settle(&flight->batch, NULL);
 	flight->batch.count = 0;
 }
 

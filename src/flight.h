@@ -35,7 +35,10 @@ typedef struct FiniFlight
 	int64		not_before_us;
 	int			failures;		/* sendings in a row that were not processed */
 	bool		taken;			/* FINI said 411002: this request ID has been used */
+	int64		taken_us;		/* since when */
 	int			absences;		/* looks that did not find it since then */
+	bool		answered;		/* FINI has answered, and left these members out */
+	bool		renewed;		/* it goes under its second request ID */
 	bool		doubted;		/* a copy sent earlier may have been, or may yet be, processed */
 	bool		looked_in_vain; /* a look since the last sending found no record, and something that cannot be sent */
 	bool		looked_for;		/* part of the scan under way */
@@ -46,6 +49,9 @@ extern void fini_flight_recover(void);
 
 /* may anything be sent, by what the database says? */
 extern bool fini_flight_may_send(void);
+
+/* outcomes that a table would not take when it was time */
+extern void fini_flight_write_late(void);
 
 /* send what is ready and claim what can be claimed */
 extern void fini_flight_dispatch(FiniSlotShared *slot);

@@ -139,6 +139,9 @@ extern void fini_outbox_read_rows(FiniBatch *batch, MemoryContext into);
 /* the request has not got a usable answer; or, without a call, may have been sent in another life */
 extern void fini_outbox_doubt(const FiniBatch *batch, const FiniCall *call);
 
+/* it was not processed, and will be sent again: why, for whoever looks */
+extern void fini_outbox_postponed(const FiniBatch *batch, const FiniCall *call);
+
 /* it is being sent again */
 extern void fini_outbox_resend(const FiniBatch *batch, const char *new_request_id);
 

@@ -96,6 +96,17 @@ static FiniStatement doubt_members_statement = {
 	.nargs = 3, .types = {INT8ARRAYOID, TEXTOID, TEXTOID}
 };
 
+static FiniStatement postponed_request_statement = {
+	.sql = "UPDATE fini.request SET attempts = attempts + 1, http_status = nullif($2, 0), code = $3, message = $4 WHERE request_id = $1",
+	.nargs = 4, .types = {TEXTOID, INT4OID, TEXTOID, TEXTOID}
+};
+
+static FiniStatement postponed_members_statement = {
+	.sql = "UPDATE fini.submission s SET attempts = attempts + 1, error_code = $2, error_message = $3"
+	" FROM unnest($1) AS m(id) WHERE s.id = m.id AND s.state IN ('sending', 'unknown')",
+	.nargs = 3, .types = {INT8ARRAYOID, TEXTOID, TEXTOID}
+};
+
 static FiniStatement resend_request_statement = {
 	.sql = "UPDATE fini.request SET state = 'sending', request_id = $2, attempts = attempts + 1 WHERE request_id = $1",
 	.nargs = 2, .types = {TEXTOID, TEXTOID}
@@ -199,6 +210,23 @@ fini_outbox_doubt(const FiniBatch *batch, const FiniCall *call)
 	values[1] = CStringGetTextDatum(code);
 	values[2] = CStringGetTextDatum(message[0] != '\0' ? message : "it is being found out whether FINI has it");
 	(void) fini_outbox_execute(&doubt_members_statement, values, NULL, 0);
+}
+
+void
+fini_outbox_postponed(const FiniBatch *batch, const FiniCall *call)
+{
+	int64	   *ids = palloc(sizeof(int64) * Max(1, batch->count));
+	Datum		values[4];
+
+	values[0] = CStringGetTextDatum(batch->request_id);
+	values[1] = Int32GetDatum(call->http_status);
+	values[2] = CStringGetTextDatum(call->code);
+	values[3] = CStringGetTextDatum(call->message);
+	(void) fini_outbox_execute(&postponed_request_statement, values, NULL, 0);
+	values[0] = fini_outbox_int8_array(member_ids(batch, true, ids), ids);
+	values[1] = CStringGetTextDatum(call->code);
+	values[2] = CStringGetTextDatum(call->message);
+	(void) fini_outbox_execute(&postponed_members_statement, values, NULL, 0);
 }
 
 void

@@ -213,6 +213,7 @@ run(void)
 			if (settings == 0)
 				settings = settings_now;
 			may_send = fini_flight_may_send();
+			fini_flight_write_late();
 			looked_us = fini_monotonic_us();
 			fini_flight_work_arrived();
 			take_requests();

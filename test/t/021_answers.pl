@@ -215,7 +215,7 @@ for my $case (
 for my $case (
 	[ { action => 'garbage' }, qr/IP010.*no usable answer from subscriptions\/query.*not the JSON object/s ],
 	[ { action => 'truncate' }, qr/IP010/ ], [ { action => 'invalid-utf8' }, qr/IP010.*not valid UTF-8/s ],
-	[ { action => 'wrong-shape', body => '{"code":"0","data":{}}' }, qr/IP010.*unexpected shape/s ],
+	[ { action => 'wrong-shape', body => '{"code":"0","data":{"a":1}}' }, qr/IP010.*unexpected shape/s ],
 	[ { action => 'wrong-shape', body => '{"code":"0","data":[1]}' }, qr/IP010.*unexpected shape/s ],
 	[ { action => 'wrong-shape', body => '{"code":"0","data":[],"nextCursor":"7"}' }, qr/IP010.*pages .* do not end/s ],
 	[ { action => 'wrong-shape', body => '{"code":"0","data":[{}],"nextCursor":"' . ('9' x 21) . '"}' }, qr/IP010.*pages .* do not end/s ],

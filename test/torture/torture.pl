@@ -11,6 +11,7 @@ use FindBin;
 use lib $FindBin::Bin;
 use Getopt::Long;
 use JSON::PP;
+use List::Util qw(max);
 use Torture;
 use TortureVerdict;
 
@@ -70,8 +71,8 @@ sub report
 		[ 'rows', scalar keys %{ $verdict->{local} } ],
 		[ 'records at FINI', "$stats->{records}, active $stats->{active}" ],
 		[ 'lost', $verdict->count('lost') ],
-		[ 'twice', $verdict->count('twice') + $stats->{duplicates} + $stats->{duplicate_adds} ],
-		[ 'out of order', $verdict->count('order') + $stats->{out_of_order} ],
+		[ 'twice', max($verdict->count('twice'), $stats->{duplicates}, $stats->{duplicate_adds}) ],
+		[ 'out of order', max($verdict->count('order'), $stats->{out_of_order}) ],
 		[ 'disagreements', $verdict->count('disagree') ],
 		[ 'repeated request IDs', "$stats->{repeated_request_ids} (refused by the gateway)" ],
 		[ 'server down', spread($torture->{down}) ],
