@@ -46,12 +46,14 @@ SELECT fini.create_subscription_table('MixedCase');
 SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute
 WHERE attrelid = 'applications'::regclass AND attnum > 0 ORDER BY attnum;
 SELECT relname, relpersistence, relkind FROM pg_class WHERE relnamespace = 'fini_attach'::regnamespace AND relkind = 'r' ORDER BY relname COLLATE "C";
-SELECT fini.create_subscription_table('applications');
 SELECT fini.create_subscription_table('a.b.c');
+\set VERBOSITY terse
+SELECT fini.create_subscription_table('applications');
 SELECT fini.create_subscription_table('nowhere.applications');
 SELECT fini.create_subscription_table('x; DROP TABLE applications');
 SELECT fini.create_subscription_table('"x');
 SELECT fini.create_subscription_table('');
+\set VERBOSITY default
 -- what comes back is what was created, whatever else has that name
 CREATE TEMPORARY TABLE hidden (a integer);
 SELECT fini.create_subscription_table('hidden')::oid AS created \gset

@@ -22,6 +22,7 @@
 
 #define MAX_IPO_ID		20
 #define MAX_QUANTITY	18		/* digits */
+#define MAX_ENTRY		65536	/* bytes; a thousand of them must fit into one request, and into memory */
 
 static void append_field(FiniField *field, const char *text, FiniRow *row);
 static void append_applicant(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
@@ -31,6 +32,8 @@ static bool is_own_field(FiniSource *source, const JsonbValue *name);
 static void append_quantity(const char *text, FiniRow *row);
 static void append_raw(FiniBuffer *dst, const char *name, const char *json);
 static bool is_list_of_objects(Jsonb *json);
+static void check_sealable(FiniRow *row);
+static bool note_nested(void *arg, int name, FiniJsonKind kind, const char *value, Size len, FiniBuffer *dst);
 static void problem(FiniRow *row, const char *code, const char *text);
 
 void
@@ -83,14 +86,9 @@ fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 	if (extra != NULL)
 		append_extra(source, extra, row);
 
+	/* one entry that cannot be sent must not hold up a whole batch */
 	if (row->problem == NULL)
-	{
-		Size		len;
-
-		/* one character that cannot be sent must not hold up a whole batch */
-		if (fini_encoding_to_utf8(row->entry->data, row->entry->len, &len) == NULL)
-			problem(row, "bad_encoding", "a character of the row has no equivalent in UTF-8");
-	}
+		check_sealable(row);
 }
 
 void
@@ -150,6 +148,7 @@ append_field(FiniField *field, const char *text, FiniRow *row)
 	{
 		if (fini_answer_to_jsonb(text, strlen(text)) == NULL)
 			problem(row, "bad_field", psprintf("the value for %s is no JSON that can be sent", field->name));
+		row->has_json = true;
 		append_raw(row->entry, field->name, text);
 	}
 	else
@@ -207,7 +206,10 @@ append_id_list(const char *text, FiniRow *row)
 	else if (JB_ROOT_COUNT(json) == 0)
 		problem(row, "no_applicant", "the id_list names no applicant");
 	else
+	{
+		row->has_json = true;
 		append_raw(row->entry, "idList", text);
+	}
 }
 
 /* the members of an object join those of the entry; FINI takes the first of a repeated field, so none may repeat */
@@ -231,6 +233,7 @@ append_extra(FiniSource *source, const char *text, FiniRow *row)
 			if (token == WJB_KEY && is_own_field(source, &value))
 				problem(row, "bad_extra", "the further fields repeat a field of the entry");
 		}
+		row->has_json = true;
 		if (row->entry->len > 0)
 			fini_buffer_append(row->entry, ",", 1);
 		fini_buffer_append(row->entry, open + 1, close - open - 1);
@@ -302,6 +305,72 @@ is_list_of_objects(Jsonb *json)
 			return false;
 	}
 	return true;
+}
+
+/*
+ * What the envelope would refuse.  A user's JSON is looked at as it will be
+ * sent: in jsonb, a repeated key would hide its first value.
+ */
+static void
+check_sealable(FiniRow *row)
+{
+	MemoryContext context = CurrentMemoryContext;
+	FiniBuffer *object;
+	FiniJsonRules rules = {0};
+	const char *utf8;
+	Size		len;
+	bool		nested = false;
+
+	if (row->entry->len > MAX_ENTRY)
+	{
+		problem(row, "unsealable", "the entry is larger than 64 kB");
+		return;
+	}
+	object = fini_buffer_create(row->entry->len + 2);
+	fini_buffer_append(object, "{", 1);
+	fini_buffer_append(object, row->entry->data, row->entry->len);
+	fini_buffer_append(object, "}", 1);
+	utf8 = fini_encoding_to_utf8(object->data, object->len, &len);
+	if (utf8 == NULL)
+	{
+		problem(row, "bad_encoding", "a character of the row has no equivalent in UTF-8");
+		return;
+	}
+	if (!row->has_json)
+		return;
+
+	rules.nnames = fini_settings_encrypted_fields(&rules.names);
+	rules.replace = note_nested;
+	rules.arg = &nested;
+	rules.subject = "entry";
+	rules.sqlerrcode = ERRCODE_INVALID_PARAMETER_VALUE;
+	PG_TRY();
+	{
+		fini_json_transform(utf8, len, &rules, fini_buffer_create(len));
+		if (nested)
+			problem(row, "unsealable", "a personal field holds an object or an array");
+	}
+	PG_CATCH();
+	{
+		/*
+		 * It allocates memory and nothing else, so no subtransaction is needed.
+		 * Nesting beyond the stack is the entry's fault too.
+		 */
+		MemoryContextSwitchTo(context);
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION && geterrcode() != ERRCODE_STATEMENT_TOO_COMPLEX)
+			PG_RE_THROW();
+		FlushErrorState();
+		problem(row, "unsealable", "its JSON cannot be read, or is nested too deeply");
+	}
+	PG_END_TRY();
+}
+
+static bool
+note_nested(void *arg, int name, FiniJsonKind kind, const char *value, Size len, FiniBuffer *dst)
+{
+	if (kind == FINI_JSON_NESTED)
+		*(bool *) arg = true;
+	return false;
 }
 
 /* the first one found is the one told */

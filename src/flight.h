@@ -38,6 +38,7 @@ typedef struct FiniFlight
 	int64		taken_us;		/* since when */
 	int			absences;		/* looks that did not find it since then */
 	bool		answered;		/* FINI has answered, and left these members out */
+	bool		refused;		/* FINI refused it when it was sent again after a doubt */
 	bool		renewed;		/* it goes under its second request ID */
 	bool		doubted;		/* a copy sent earlier may have been, or may yet be, processed */
 	bool		looked_in_vain; /* a look since the last sending found no record, and something that cannot be sent */
@@ -55,6 +56,17 @@ extern void fini_flight_write_late(void);
 
 /* send what is ready and claim what can be claimed */
 extern void fini_flight_dispatch(FiniSlotShared *slot);
+
+/* what is known of an endpoint, from one request to the next */
+typedef struct FiniEndpointState
+{
+	bool		stopped;		/* refused for good; until fini.resume */
+	int			failures;		/* in a row */
+	int64		not_before_us;
+	int			batch_limit;	/* halved when a whole batch is refused; 0: fini.batch_size */
+} FiniEndpointState;
+
+extern FiniEndpointState *fini_flight_endpoint(FiniOperation operation);
 
 /* a request ended; false when it is not one of ours */
 extern bool fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http);
@@ -75,6 +87,25 @@ extern List *fini_flight_list(void);
 
 /* for find.c: a look has ended; members that were found have their state, the others were absent */
 extern void fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight);
+
+/* for flight.c and flight_end.c: the flight whose request this is, NULL when it is none */
+extern FiniFlight *fini_flight_of(const FiniHttpRequest *http);
+
+/*
+ * The whole request was refused and nothing processed.  One entry alone is
+ * rejected for good; several go again in smaller requests, until those that
+ * are at fault are alone.
+ */
+extern void fini_flight_refuse(FiniFlight *flight);
+
+/* members that have ended leave the batch */
+extern void fini_flight_keep_open_members(FiniFlight *flight);
+
+/* the flight is over */
+extern void fini_flight_end(FiniFlight *flight);
+
+/* something was settled: what waited for it may go now, and whoever waits in fini.wait looks again */
+extern void fini_flight_settled(FiniSlotShared *slot);
 
 /* a transaction with an SPI connection and a snapshot */
 extern void fini_flight_begin(void);

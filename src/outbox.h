@@ -45,6 +45,7 @@ typedef struct FiniMember
 	const char *record_id;		/* to change or invalidate; NULL for an add */
 	int			attempts;
 	bool		stray;			/* about a record that is not its row's */
+	bool		after_refusal;	/* a change: what came before it was refused, so there is something to add again */
 	FiniRow		row;			/* what is sent for it; see source.h */
 
 	/* what stands for the own_ref by an earlier operation; operation NULL: nothing */
@@ -155,7 +156,12 @@ extern void fini_outbox_settle(FiniBatch *batch, const FiniCall *call);
 /* does another operation of the own_ref already account for this record? */
 extern bool fini_outbox_knows_record(const char *own_ref, const char *record_id, int64 except_id);
 
-/* write the outcome of operations back into their rows; in a user's session */
+/* --- outcomes into the users' rows (outbox_write_back.c) --- */
+
+/* those of a batch that has been settled; in the worker */
+extern void fini_outbox_write_batch(const FiniBatch *batch);
+
+/* as the outbox has them; in a user's session */
 extern void fini_outbox_write_back(int n, const int64 *ids);
 
 /* try again what a lock kept from being written back; in the worker */

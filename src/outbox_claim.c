@@ -65,7 +65,9 @@ static FiniStatement claim_statement = {
 	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts,"
 	"  (SELECT ARRAY[p.operation, p.record_id, p.relation::oid::text] FROM fini.submission p WHERE p.own_ref = s.own_ref"
 	"   AND p.ipo_id = s.ipo_id AND p.id <> s.id AND p.state = 'accepted' AND NOT p.stray"
-	"   ORDER BY p.settled_at DESC, p.id DESC LIMIT 1), s.stray",
+	"   ORDER BY p.settled_at DESC, p.id DESC LIMIT 1), s.stray,"
+	"  CASE WHEN s.operation = 'change' THEN (SELECT p.operation <> 'invalidate' AND p.state IN ('rejected', 'failed')"
+	"   FROM fini.submission p WHERE p.own_ref = s.own_ref AND p.relation = s.relation AND p.id < s.id ORDER BY p.id DESC LIMIT 1) END",
 	.nargs = 3, .types = {TIDARRAYOID, INT8ARRAYOID, TEXTOID}
 };
 
@@ -91,7 +93,7 @@ static FiniStatement orphan_members_statement = {
 	.sql = "UPDATE fini.submission s SET state = 'unknown', error_code = 'in_doubt',"
 	" error_message = 'it is being found out whether FINI has it'"
 	" FROM unnest($1) AS m(id) WHERE s.id = m.id AND s.state IN ('sending', 'unknown')"
-	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts, NULL::text[], s.stray",
+	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts, NULL::text[], s.stray, NULL::boolean",
 	.nargs = 1, .types = {INT8ARRAYOID}
 };
 
@@ -296,6 +298,7 @@ members_from_result(FiniBatch *batch, MemoryContext into)
 		member->record_id = fini_outbox_column(i, 4, into);
 		member->attempts = DatumGetInt32(SPI_getbinval(tuple, table->tupdesc, 5, &isnull));
 		member->stray = DatumGetBool(SPI_getbinval(tuple, table->tupdesc, 7, &isnull));
+		member->after_refusal = DatumGetBool(SPI_getbinval(tuple, table->tupdesc, 8, &isnull)) && !isnull;
 		standing = SPI_getbinval(tuple, table->tupdesc, 6, &isnull);
 		if (!isnull)
 		{
@@ -341,7 +344,7 @@ resolve(FiniBatch *batch)
 			case FINI_OPERATION_CHANGE:
 				if (member->record_id == NULL && stands)
 					member->record_id = member->standing_record_id;
-				if (member->record_id == NULL && member->standing_operation != NULL)
+				if (member->record_id == NULL && member->standing_operation != NULL && !member->after_refusal)
 				{
 					member->state = "cancelled";
 					member->error_code = "withdrawn";

@@ -424,6 +424,7 @@ is_possible(Oid type, const char *own_ref)
 {
 	Size		len = strlen(own_ref);
 	const char *digits = own_ref[0] == '-' ? own_ref + 1 : own_ref;
+	long long	number;
 
 	switch (type)
 	{
@@ -432,10 +433,12 @@ is_possible(Oid type, const char *own_ref)
 				own_ref[8] == '-' && own_ref[13] == '-' && own_ref[18] == '-' && own_ref[23] == '-' &&
 				strspn(own_ref, "-") == 0 && strchr(strchr(strchr(strchr(own_ref, '-') + 1, '-') + 1, '-') + 1, '-') == strrchr(own_ref, '-');
 		case INT4OID:
-			return digits[0] != '\0' && strspn(digits, "0123456789") == strlen(digits) && len <= 11 &&
-				strtoll(own_ref, NULL, 10) >= PG_INT32_MIN && strtoll(own_ref, NULL, 10) <= PG_INT32_MAX;
 		case INT8OID:
-			return digits[0] != '\0' && strspn(digits, "0123456789") == strlen(digits) && strlen(digits) <= 18;
+			if (digits[0] == '\0' || strspn(digits, "0123456789") != strlen(digits))
+				return false;
+			errno = 0;
+			number = strtoll(own_ref, NULL, 10);
+			return errno == 0 && (type == INT8OID || (number >= PG_INT32_MIN && number <= PG_INT32_MAX));
 		default:
 			return true;
 	}

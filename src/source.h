@@ -63,6 +63,7 @@ typedef struct FiniRow
 	bool		found;
 	const char *ipo_id;
 	FiniBuffer *entry;			/* the entry's members without braces: "ipoID":…,… */
+	bool		has_json;		/* parts of it are the user's JSON */
 	const char *problem;		/* NULL: fine; else a local error code */
 	const char *problem_text;
 } FiniRow;

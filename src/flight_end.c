@@ -1,0 +1,445 @@
+/*
+ * flight_end.c
+ *		What becomes of a request that was answered, or looked for.
+ *
+ * A request is always in one of three conditions: certainly not processed
+ * (then it goes again under the same request ID, after a pause), processed
+ * (then each entry has an outcome), or in doubt (then find.c looks for it, and
+ * what is absent goes again under the same request ID, so that a first copy
+ * still on its way and the second cannot both count).  What has once been in
+ * doubt keeps its request ID until nothing of it can count any more.
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "error.h"
+#include "flight.h"
+#include "settings.h"
+
+#define MIN_PAUSE_US		INT64CONST(200000)
+#define MAX_PAUSE_US		INT64CONST(30000000)
+#define ABSENCES_FOR_NEW_ID	2
+
+static void take_outcomes(FiniFlight *flight);
+static FiniMember *member_of_entry(FiniFlight *flight, const FiniAnswerEntry *entry);
+static JsonbContainer *entry_sent(FiniFlight *flight, int index);
+static void put_back(FiniFlight *flight, const char *code, const char *message);
+static void pause_flight(FiniFlight *flight, FiniEndpointState *endpoint);
+static void give_up_after_limit(FiniFlight *flight);
+static bool is_lost(const FiniFlight *flight);
+static void give_up_lost(FiniFlight *flight);
+static int64 pause_after(int failures);
+static bool must_look_again(FiniFlight *flight);
+
+bool
+fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
+{
+	FiniFlight *flight = fini_flight_of(http);
+	FiniEndpointState *endpoint;
+	FiniCall   *call;
+	MemoryContext old;
+
+	if (flight == NULL)
+		return false;
+
+	call = flight->call;
+	endpoint = fini_flight_endpoint(flight->batch.operation);
+	old = MemoryContextSwitchTo(flight->context);
+
+	/* opening the answer may have to look up an encoding conversion */
+	fini_flight_begin();
+	MemoryContextSwitchTo(flight->context);
+	fini_call_finish(call, slot);
+	flight->state = FINI_FLIGHT_READY;
+	if (call->verdict == FINI_VERDICT_PROCESSED)
+		take_outcomes(flight);
+
+	switch (call->verdict)
+	{
+		case FINI_VERDICT_PROCESSED:
+			endpoint->failures = 0;
+			endpoint->not_before_us = 0;
+			if (endpoint->batch_limit > 0)
+				endpoint->batch_limit *= 2;
+			if (endpoint->batch_limit >= fini_guc_batch_size)
+				endpoint->batch_limit = 0;
+			fini_outbox_settle(&flight->batch, call);
+			fini_flight_keep_open_members(flight);
+			if (flight->batch.count > 0)
+			{
+				/* entries that the answer does not account for */
+				strlcpy(call->code, "no_entry", sizeof(call->code));
+				strlcpy(call->message, "the answer does not account for this entry", sizeof(call->message));
+				fini_outbox_doubt(&flight->batch, call);
+				flight->state = FINI_FLIGHT_DOUBT;
+				flight->answered = true;
+				flight->not_before_us = 0;
+			}
+			break;
+		case FINI_VERDICT_REJECTED:
+		case FINI_VERDICT_WRONG:
+			endpoint->failures = 0;
+			if (flight->doubted && !flight->refused)
+			{
+				/* an earlier copy may still count: it is refused when a look finds nothing later either */
+				flight->refused = true;
+				flight->state = FINI_FLIGHT_DOUBT;
+				flight->not_before_us = fini_monotonic_us() + (int64) fini_guc_request_timeout * 1000;
+				fini_outbox_doubt(&flight->batch, call);
+				break;
+			}
+			fini_flight_refuse(flight);
+			fini_outbox_settle(&flight->batch, call);
+			flight->batch.count = 0;
+			break;
+		case FINI_VERDICT_STOP:
+			endpoint->stopped = true;
+			if (flight->doubted)
+			{
+				/* an earlier copy may still count: it keeps its request ID */
+				flight->state = FINI_FLIGHT_DOUBT;
+				fini_outbox_doubt(&flight->batch, call);
+			}
+			else
+			{
+				put_back(flight, call->code, call->message);
+				fini_outbox_settle(&flight->batch, call);
+				flight->batch.count = 0;
+			}
+			fini_shared_note_error(slot, psprintf("%s stopped, code %s: %s", fini_endpoint(call->endpoint)->name,
+												  call->code, call->message));
+			ereport(LOG,
+					(errcode(FINI_ERRCODE_NOT_ENTITLED),
+					 errmsg("fini: stopped using %s", fini_endpoint(call->endpoint)->name),
+					 errdetail("HTTP status %d, code %s: %s", call->http_status, call->code, call->message),
+					 errhint("Its operations stay queued. Mend the cause and call fini.resume().")));
+			break;
+		case FINI_VERDICT_DOUBT:
+			flight->state = FINI_FLIGHT_DOUBT;
+			flight->doubted = true;
+			/* only looks after FINI has said so tell whether it is there */
+			if (strcmp(call->code, "411002") != 0)
+				flight->taken = false;
+			else if (!flight->taken)
+			{
+				flight->taken = true;
+				flight->taken_us = fini_monotonic_us();
+				flight->absences = 0;
+			}
+			flight->failures++;
+			flight->not_before_us = flight->taken ? fini_monotonic_us() + pause_after(flight->failures) : 0;
+			fini_outbox_doubt(&flight->batch, call);
+			fini_shared_note_error(slot, psprintf("%s in doubt, code %s: %s", fini_endpoint(call->endpoint)->name,
+												  call->code, call->message));
+			break;
+		case FINI_VERDICT_NEW_TOKEN:
+		case FINI_VERDICT_NEW_KEY:
+			/* once at once; then it is not the token's or the key's fault */
+			if (++flight->failures > 1)
+				pause_flight(flight, endpoint);
+			fini_outbox_postponed(&flight->batch, call);
+			give_up_after_limit(flight);
+			break;
+		case FINI_VERDICT_LATER:
+			flight->failures++;
+			pause_flight(flight, endpoint);
+			fini_outbox_postponed(&flight->batch, call);
+			if (endpoint->failures == 1)
+				ereport(LOG,
+						(errcode(FINI_ERRCODE_TRANSPORT),
+						 errmsg("fini: %s is not to be had now", fini_endpoint(call->endpoint)->name),
+						 errdetail("HTTP status %d, code %s: %s", call->http_status, call->code, call->message)));
+			fini_shared_note_error(slot, psprintf("%s not to be had, code %s: %s", fini_endpoint(call->endpoint)->name,
+												  call->code, call->message));
+			give_up_after_limit(flight);
+			break;
+	}
+	fini_flight_commit();
+	MemoryContextSwitchTo(old);
+	if (flight->batch.count == 0)
+		fini_flight_end(flight);
+	fini_flight_settled(slot);
+	return true;
+}
+
+void
+fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
+{
+	MemoryContext old = MemoryContextSwitchTo(flight->context);
+	char		request_id[FINI_REQUEST_ID_LEN + 1];
+	bool		again = false;
+
+	fini_flight_begin();
+	fini_outbox_settle(&flight->batch, NULL);
+	fini_flight_keep_open_members(flight);
+	if (flight->batch.count > 0)
+	{
+		/* absent: what is sent now is what the rows say now */
+		if (flight->rows == NULL)
+			flight->rows = AllocSetContextCreate(flight->context, "fini flight rows", ALLOCSET_DEFAULT_SIZES);
+		MemoryContextReset(flight->rows);
+		fini_outbox_read_rows(&flight->batch, flight->rows);
+		again = must_look_again(flight);
+		fini_outbox_settle(&flight->batch, NULL);
+		fini_flight_keep_open_members(flight);
+	}
+	if (flight->batch.count > 0 && !again && flight->failures >= fini_guc_max_attempts)
+	{
+		/* a gateway that answers nothing but doubt; a last copy may still be on its way */
+		again = !flight->looked_in_vain;
+		flight->looked_in_vain = true;
+		if (!again)
+			give_up_lost(flight);
+	}
+	if (flight->batch.count > 0 && !again)
+	{
+		strlcpy(request_id, flight->batch.request_id, sizeof(request_id));
+		flight->absences++;
+		if (is_lost(flight))
+		{
+			if (flight->answered || flight->renewed)
+				give_up_lost(flight);
+			else
+			{
+				/* it cannot count any more, and did not: under a new ID, once */
+				fini_envelope_request_id(request_id);
+				flight->renewed = true;
+				flight->taken = false;
+				flight->absences = 0;
+			}
+		}
+	}
+	if (flight->batch.count > 0 && !again)
+	{
+		fini_outbox_resend(&flight->batch, request_id);
+		strlcpy(flight->batch.request_id, request_id, sizeof(request_id));
+	}
+	fini_flight_commit();
+	MemoryContextSwitchTo(old);
+
+	if (flight->call != NULL)
+		fini_call_free(flight->call);
+	flight->call = NULL;
+	flight->looked_for = false;
+	flight->state = again ? FINI_FLIGHT_DOUBT : FINI_FLIGHT_READY;
+	/* a gateway that leaves every request in doubt is not asked in a tight loop */
+	flight->not_before_us = again ? fini_monotonic_us() + (int64) fini_guc_request_timeout * 1000 :
+		flight->failures > 1 ? fini_monotonic_us() + pause_after(flight->failures) : 0;
+	if (flight->batch.count == 0)
+		fini_flight_end(flight);
+	fini_flight_settled(slot);
+}
+
+/*
+ * The whole request was refused and nothing processed.  One entry alone is
+ * rejected for good; several go again in smaller requests, until those that
+ * are at fault are alone.
+ */
+void
+fini_flight_refuse(FiniFlight *flight)
+{
+	FiniCall   *call = flight->call;
+	FiniEndpointState *endpoint = fini_flight_endpoint(flight->batch.operation);
+
+	endpoint->batch_limit = Max(1, flight->batch.count / 2);
+	if (flight->batch.count > 1)
+		put_back(flight, call->code, call->message);
+	else
+	{
+		flight->batch.members[0].state = "rejected";
+		flight->batch.members[0].error_code = call->code;
+		flight->batch.members[0].error_message = call->message;
+	}
+}
+
+void
+fini_flight_keep_open_members(FiniFlight *flight)
+{
+	int			n = 0;
+
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		if (flight->batch.members[i].state == NULL)
+			flight->batch.members[n++] = flight->batch.members[i];
+	}
+	flight->batch.count = n;
+}
+
+/* give each member that the answer accounts for its outcome; the first account counts */
+static void
+take_outcomes(FiniFlight *flight)
+{
+	FiniAnswer *answer = flight->call->answer;
+
+	for (int i = 0; i < answer->entries; i++)
+	{
+		FiniAnswerEntry entry;
+		FiniMember *member;
+
+		if (!fini_answer_entry(answer, i, &entry) || (member = member_of_entry(flight, &entry)) == NULL ||
+			member->state != NULL)
+			continue;
+		if (entry.rejected)
+		{
+			member->state = "rejected";
+			member->error_code = entry.error_code[0] != '\0' ? entry.error_code : "rejected";
+			member->error_message = fini_answer_clean_text(entry.error_message,
+														   entry_sent(flight, (int) (member - flight->batch.members)));
+		}
+		else if (entry.record_id != NULL || flight->batch.operation != FINI_OPERATION_ADD)
+		{
+			/* an answer about another record is no answer */
+			if (entry.record_id != NULL && member->record_id != NULL && strcmp(entry.record_id, member->record_id) != 0)
+				continue;
+			member->state = "accepted";
+			member->new_record_id = entry.record_id != NULL ? entry.record_id : member->record_id;
+		}
+	}
+}
+
+/* by the number we gave, checked against the own_ref where the answer has it; or by own_ref alone */
+static FiniMember *
+member_of_entry(FiniFlight *flight, const FiniAnswerEntry *entry)
+{
+	if (entry->number >= 1 && entry->number <= flight->batch.count)
+	{
+		FiniMember *member = &flight->batch.members[entry->number - 1];
+
+		if (entry->own_ref != NULL && entry->own_ref[0] != '\0' && strcmp(entry->own_ref, member->own_ref) != 0)
+			return NULL;
+		return member;
+	}
+	if (entry->number < 0 && entry->own_ref != NULL)
+	{
+		for (int i = 0; i < flight->batch.count; i++)
+		{
+			if (strcmp(entry->own_ref, flight->batch.members[i].own_ref) == 0)
+				return &flight->batch.members[i];
+		}
+	}
+	return NULL;
+}
+
+/* what was sent for a member, to blank its personal values from FINI's texts */
+static JsonbContainer *
+entry_sent(FiniFlight *flight, int index)
+{
+	FiniRow    *row = &flight->batch.members[index].row;
+	StringInfoData text;
+	Jsonb	   *json;
+
+	if (row->entry == NULL)
+		return NULL;
+	initStringInfo(&text);
+	appendStringInfoChar(&text, '{');
+	appendBinaryStringInfo(&text, row->entry->data, (int) row->entry->len);
+	appendStringInfoChar(&text, '}');
+	json = fini_answer_to_jsonb(text.data, text.len);
+	return json != NULL ? &json->root : NULL;
+}
+
+static void
+put_back(FiniFlight *flight, const char *code, const char *message)
+{
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		FiniMember *member = &flight->batch.members[i];
+
+		member->state = "queued";
+		member->requeue_as = flight->batch.operation;
+		member->error_code = code;
+		member->error_message = message;
+	}
+}
+
+static void
+pause_flight(FiniFlight *flight, FiniEndpointState *endpoint)
+{
+	int64		pause;
+
+	endpoint->failures++;
+	pause = Max(pause_after(endpoint->failures), flight->call->retry_after_us);
+	endpoint->not_before_us = Max(endpoint->not_before_us, fini_monotonic_us() + pause);
+	flight->not_before_us = endpoint->not_before_us;
+}
+
+/* what was never processed, however often it was sent, is the operator's */
+static void
+give_up_after_limit(FiniFlight *flight)
+{
+	if (flight->failures < fini_guc_max_attempts)
+		return;
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		flight->batch.members[i].state = "failed";
+		flight->batch.members[i].error_code = flight->call->code;
+		flight->batch.members[i].error_message = flight->call->message;
+	}
+	fini_outbox_settle(&flight->batch, flight->call);
+	flight->batch.count = 0;
+}
+
+/*
+ * FINI says that it has taken this request, but shows no trace of it, however
+ * often we look, and for longer than a request can take.
+ */
+static bool
+is_lost(const FiniFlight *flight)
+{
+	return flight->taken && flight->absences >= ABSENCES_FOR_NEW_ID &&
+		fini_monotonic_us() - flight->taken_us >= (int64) fini_guc_request_timeout * 1000;
+}
+
+/* sending it once more could make a second application of one that we only fail to see */
+static void
+give_up_lost(FiniFlight *flight)
+{
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		flight->batch.members[i].state = "failed";
+		flight->batch.members[i].error_code = "not_found";
+		flight->batch.members[i].error_message = "FINI may have taken the request but shows no record of it; look there before it is retried";
+	}
+	fini_outbox_settle(&flight->batch, NULL);
+	flight->batch.count = 0;
+}
+
+/* doubling, with jitter so that workers of several databases spread */
+static int64
+pause_after(int failures)
+{
+	int64		pause = Min(MIN_PAUSE_US << Min(failures - 1, 10), MAX_PAUSE_US);
+
+	return (int64) (pause * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
+}
+
+/*
+ * What a look did not find is not given up, and not put back to go under
+ * another request ID, before a second look, as long after the first as a
+ * request can take: nothing takes the request ID from a copy that may still
+ * be on its way.  A table that cannot be read now may be readable by then.
+ */
+static bool
+must_look_again(FiniFlight *flight)
+{
+	bool		again = false;
+
+	if (flight->looked_in_vain)
+		return false;
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		FiniMember *member = &flight->batch.members[i];
+
+		if (member->state == NULL)
+			continue;
+		member->state = NULL;
+		member->error_code = NULL;
+		member->error_message = NULL;
+		again = true;
+	}
+	flight->looked_in_vain = again;
+	return again;
+}
