@@ -248,7 +248,8 @@ on_transaction_end(XactEvent event, void *arg)
 
 	if (!wake_at_commit)
 		return;
-	if (event == XACT_EVENT_COMMIT && (slot = my_slot) != NULL)
+	/* also after a rollback: it may have held queue rows that the worker passed over */
+	if ((event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT) && (slot = my_slot) != NULL)
 		fini_shared_wake(slot);
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
 		wake_at_commit = false;
