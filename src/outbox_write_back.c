@@ -68,9 +68,15 @@ static FiniStatement late_statement = {
 	.nargs = 1, .types = {INT8OID}
 };
 
+/* a row whose operations were cancelled, but whose own_ref stands at FINI by an earlier one, is told that */
 static FiniStatement settled_statement = {
-	.sql = "SELECT s.id, s.relation::oid, s.own_ref, s.record_id, s.state, s.error_code, s.error_message, s.operation"
+	.sql = "SELECT s.id, s.relation::oid, s.own_ref, coalesce(st.record_id, s.record_id),"
+	"  CASE WHEN st.record_id IS NULL THEN s.state ELSE 'accepted' END, s.error_code, s.error_message, s.operation"
 	" FROM unnest($1) AS m(id) JOIN fini.submission s ON s.id = m.id JOIN fini.attachment a ON a.relation = s.relation"
+	" LEFT JOIN LATERAL (SELECT l.record_id FROM (SELECT p.operation, p.record_id FROM fini.submission p"
+	"   WHERE p.own_ref = s.own_ref AND p.relation = s.relation AND p.state = 'accepted' AND NOT p.stray"
+	"   ORDER BY p.settled_at DESC, p.id DESC LIMIT 1) l WHERE l.operation <> 'invalidate') st"
+	"  ON s.state = 'cancelled' AND s.operation = 'add'"
 	" WHERE s.settled_at IS NOT NULL AND NOT s.stray",
 	.nargs = 1, .types = {INT8ARRAYOID}
 };
