@@ -456,7 +456,7 @@ holds 'locked rows get their outcome once the lock goes, and hold up no other ta
 	ok(1, 'the outcomes are in the rows');
 };
 
-# --- FAILING so far: see the findings --------------------------------------------------------------------------
+# --- cancel over a standing record --------------------------------------------------------------------------------
 
 holds 'cancel of a row that was inserted again over a standing record' => sub {
 	new_table('reborn');
