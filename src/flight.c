@@ -330,6 +330,7 @@ claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 		if (flight->batch.members[i].id <= permission.doubt_below)
 		{
 			flight->state = FINI_FLIGHT_DOUBT;
+			flight->doubted = true;
 			fini_outbox_doubt(&flight->batch, NULL);
 		}
 	}

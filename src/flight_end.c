@@ -75,6 +75,7 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 				strlcpy(call->message, "the answer does not account for this entry", sizeof(call->message));
 				fini_outbox_doubt(&flight->batch, call);
 				flight->state = FINI_FLIGHT_DOUBT;
+				flight->doubted = true;
 				flight->answered = true;
 				flight->not_before_us = 0;
 			}
@@ -372,6 +373,13 @@ give_up_after_limit(FiniFlight *flight)
 {
 	if (flight->failures < fini_guc_max_attempts)
 		return;
+	if (flight->doubted)
+	{
+		/* an earlier copy may still count: looks decide, see fini_flight_looked */
+		flight->state = FINI_FLIGHT_DOUBT;
+		fini_outbox_doubt(&flight->batch, flight->call);
+		return;
+	}
 	for (int i = 0; i < flight->batch.count; i++)
 	{
 		flight->batch.members[i].state = "failed";
