@@ -45,4 +45,14 @@ is($fini->stats->{duplicate_adds}, 0, 'nothing twice after fini.resume');
 is_deeply($fini->states(q{own_ref like 'stopped%'}), { accepted => 3 }, 'accepted, once');
 is_deeply([ $fini->compare('applications') ], [], 'both sides agree');
 
+# given up after the attempts allowed: not before a copy that left earlier has had its time
+$fini->admin('POST', '/reset');
+$fini->sql('alter system set fini.max_attempts = 2');
+$fini->sql('select pg_reload_conf()');
+$fini->faults($late, { endpoint => 'subscriptions/add', action => 'status-before', status => 429, retryAfter => 0, skip => 1, count => 5 });
+insert_rows('limit');
+$fini->wait_done(undef, 60);
+is($fini->stats->{accepted}, 3, 'the late copy counted');
+is_deeply($fini->states(q{own_ref like 'limit%'}), { accepted => 3 }, 'and was found, instead of given up');
+
 done_testing();
