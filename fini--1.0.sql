@@ -480,7 +480,8 @@ BEGIN
 			HINT = 'Call it at isolation level read committed.';
 	END IF;
 	IF pg_current_xact_id_if_assigned() IS NOT NULL AND
-		EXISTS (SELECT FROM fini.queue q WHERE fini._is_mine(q.xmin)) THEN
+		(EXISTS (SELECT FROM fini.queue q WHERE fini._is_mine(q.xmin))
+		 OR EXISTS (SELECT FROM fini.funding_confirmation c WHERE c.state = 'queued' AND fini._is_mine(c.xmin))) THEN
 		RAISE active_sql_transaction USING MESSAGE = 'fini.wait would wait for its own transaction',
 			DETAIL = 'Operations that this transaction has enqueued are sent after it commits.',
 			HINT = 'Commit first, then wait.';
@@ -491,7 +492,9 @@ BEGIN
 			greatest(0, least(1000, extract(epoch FROM deadline - clock_timestamp()) * 1000))::integer);
 		IF NOT EXISTS (SELECT FROM fini.queue q WHERE wait.ipo_id IS NULL OR q.ipo_id = wait.ipo_id)
 		   AND NOT EXISTS (SELECT FROM fini.request r WHERE r.state IN ('sending', 'unknown')
-						   AND r.operation IS NOT NULL AND (wait.ipo_id IS NULL OR r.ipo_id = wait.ipo_id)) THEN
+						   AND r.operation IS NOT NULL AND (wait.ipo_id IS NULL OR r.ipo_id = wait.ipo_id))
+		   AND NOT EXISTS (SELECT FROM fini.funding_confirmation c WHERE c.state IN ('queued', 'sending', 'unknown')
+						   AND (wait.ipo_id IS NULL OR c.ipo_id = wait.ipo_id)) THEN
 			RETURN true;
 		END IF;
 		IF clock_timestamp() >= next_notice THEN
@@ -608,6 +611,260 @@ END $$;
 COMMENT ON FUNCTION fini.repair(bigint, text[]) IS 'queues what mends the discrepancies of a run: these kinds, or all but missing_locally; returns how many';
 
 ----------------------------------------------------------------------
+-- IPOs and funding: local copies, and confirming funding
+----------------------------------------------------------------------
+
+CREATE TABLE fini.ipo (
+	ipo_id		text PRIMARY KEY,
+	stock_code	text,
+	isin		text,
+	status		text,
+	refdata		jsonb,
+	refdata_at	timestamptz,
+	raw			jsonb NOT NULL,
+	first_seen	timestamptz NOT NULL,
+	changed_at	timestamptz NOT NULL,
+	last_seen	timestamptz NOT NULL
+);
+COMMENT ON TABLE fini.ipo IS 'the IPOs as FINI listed them last, with their reference data whole; one that is not listed any more keeps its last_seen';
+
+CREATE TABLE fini.ipo_status_history (
+	ipo_id		text NOT NULL,
+	seen_at		timestamptz NOT NULL,
+	status		text,
+	PRIMARY KEY (ipo_id, seen_at)
+);
+COMMENT ON TABLE fini.ipo_status_history IS 'every status that an IPO was seen in, and since when';
+
+CREATE TABLE fini.funding_seen (
+	transaction_ref		text PRIMARY KEY,
+	ipo_id				text,
+	pre_funding_status	text,
+	raw					jsonb NOT NULL,
+	first_seen			timestamptz NOT NULL,
+	last_seen			timestamptz NOT NULL
+);
+COMMENT ON TABLE fini.funding_seen IS 'funding as FINI listed it last; fini.funding shows it with what has been confirmed since';
+
+-- the worker writes here, and passes over rows that others hold locked
+CREATE TABLE fini.funding_confirmation (
+	id				bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	transaction_ref	text NOT NULL,
+	ipo_id			text,
+	status			text NOT NULL CHECK (status IN ('20', '30')),
+	state			text NOT NULL DEFAULT 'queued'
+					CHECK (state IN ('queued', 'sending', 'unknown', 'accepted', 'rejected', 'cancelled', 'failed')),
+	request_id		text,
+	attempts		integer NOT NULL DEFAULT 0,
+	error_code		text,
+	error_message	text,
+	not_before		timestamptz,
+	asked_by		text NOT NULL DEFAULT session_user,
+	created_at		timestamptz NOT NULL DEFAULT now(),
+	sent_at			timestamptz,
+	settled_at		timestamptz
+);
+-- two that are open can neither race nor contradict each other
+CREATE UNIQUE INDEX funding_confirmation_open ON fini.funding_confirmation (transaction_ref) WHERE state IN ('queued', 'sending', 'unknown');
+CREATE INDEX funding_confirmation_due ON fini.funding_confirmation (id) WHERE state IN ('queued', 'sending', 'unknown');
+CREATE INDEX funding_confirmation_ref ON fini.funding_confirmation (transaction_ref, id);
+COMMENT ON TABLE fini.funding_confirmation IS 'the durable outbox of funding: one row per confirmation asked for, with its state';
+
+SELECT pg_catalog.pg_extension_config_dump('fini.ipo', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.ipo_status_history', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.funding_seen', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.funding_confirmation', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.funding_confirmation_id_seq', '');
+
+CREATE VIEW fini.funding AS
+	SELECT f.transaction_ref, f.ipo_id,
+		CASE WHEN c.state = 'accepted' AND c.settled_at > f.last_seen THEN c.status ELSE f.pre_funding_status END AS pre_funding_status,
+		c.status AS confirmation_status, c.state AS confirmation_state, c.error_code AS confirmation_error,
+		f.raw, f.first_seen, f.last_seen
+	FROM fini.funding_seen f
+		LEFT JOIN LATERAL (SELECT * FROM fini.funding_confirmation c WHERE c.transaction_ref = f.transaction_ref
+						   ORDER BY c.id DESC LIMIT 1) c ON true;
+COMMENT ON VIEW fini.funding IS 'funding as FINI listed it last or accepted its confirmation since, with the last confirmation asked for';
+
+/*
+ * Reference data is one request for each IPO, so it is asked for when an IPO is
+ * new, when its row in the list has changed, or after max_age; and no more than
+ * so many times in one call, the next one goes on.  The calls come first: the
+ * lock is held for the writing alone.
+ */
+CREATE FUNCTION fini.refresh_ipos(refdata_limit integer DEFAULT 10, max_age interval DEFAULT '1 day') RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	began timestamptz := clock_timestamp();
+	list jsonb;
+	due text;
+	asked text[] := '{}';
+	got jsonb[] := '{}';
+	data jsonb;
+	code text;
+	message text;
+BEGIN
+	-- a list that changes while it is paged through can hold an IPO twice
+	SELECT coalesce(jsonb_agg(to_jsonb(l)), '[]') INTO list FROM (
+		SELECT DISTINCT ON (q.ipo_id) q.ipo_id, q.stock_code, q.isin, q.status, q.raw
+		FROM fini.ipo_list() WITH ORDINALITY AS q(ipo_id, stock_code, isin, status, raw, n)
+		WHERE length(q.ipo_id) BETWEEN 1 AND 64
+		ORDER BY q.ipo_id, q.n DESC) l;
+
+	FOR due IN
+		SELECT l.ipo_id
+		FROM jsonb_to_recordset(list) AS l(ipo_id text, raw jsonb) LEFT JOIN fini.ipo i ON i.ipo_id = l.ipo_id,
+			LATERAL (SELECT CASE WHEN i.raw = l.raw THEN i.changed_at ELSE began END AS changed_at) c
+		WHERE i.refdata_at IS NULL OR i.refdata_at < c.changed_at OR i.refdata_at < began - max_age
+		ORDER BY i.refdata_at < c.changed_at DESC, i.refdata_at NULLS FIRST, l.ipo_id DESC
+		LIMIT refdata_limit
+	LOOP
+		BEGIN
+			data := fini.ipo_refdata(due);
+			asked := asked || due;
+			got := got || data;
+		EXCEPTION WHEN SQLSTATE 'IP006' OR SQLSTATE 'IP010' THEN
+			-- this one's fault: asked for again when it changes, or after max_age
+			GET STACKED DIAGNOSTICS message = MESSAGE_TEXT;
+			RAISE WARNING 'no reference data of IPO %: %', due, message;
+			asked := asked || due;
+			got := got || NULL::jsonb;
+		WHEN SQLSTATE 'IP000' THEN
+			-- the next call goes on
+			GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, code = RETURNED_SQLSTATE;
+			RAISE WARNING 'no more reference data this time: %', message USING ERRCODE = code;
+			EXIT;
+		END;
+	END LOOP;
+
+	LOCK TABLE fini.ipo IN SHARE ROW EXCLUSIVE MODE;
+	INSERT INTO fini.ipo_status_history (ipo_id, seen_at, status)
+	SELECT l.ipo_id, began, l.status
+	FROM jsonb_to_recordset(list) AS l(ipo_id text, status text) LEFT JOIN fini.ipo i ON i.ipo_id = l.ipo_id
+	WHERE i.ipo_id IS NULL OR (i.status IS DISTINCT FROM l.status AND (i.last_seen < began OR i.last_seen > clock_timestamp()));
+	-- what another call has seen later is not overwritten, unless the clock was set back
+	INSERT INTO fini.ipo AS i (ipo_id, stock_code, isin, status, raw, first_seen, changed_at, last_seen)
+	SELECT l.ipo_id, l.stock_code, l.isin, l.status, l.raw, began, began, began
+	FROM jsonb_to_recordset(list) AS l(ipo_id text, stock_code text, isin text, status text, raw jsonb)
+	ON CONFLICT (ipo_id) DO UPDATE
+	SET stock_code = excluded.stock_code, isin = excluded.isin, status = excluded.status, raw = excluded.raw,
+		changed_at = CASE WHEN i.raw = excluded.raw THEN i.changed_at ELSE excluded.changed_at END, last_seen = excluded.last_seen
+	WHERE i.last_seen < excluded.last_seen OR i.last_seen > clock_timestamp();
+	UPDATE fini.ipo i SET refdata = coalesce(r.data, i.refdata), refdata_at = began
+	FROM unnest(asked, got) AS r(ipo_id, data)
+	WHERE i.ipo_id = r.ipo_id AND (i.refdata_at IS NULL OR i.refdata_at < began OR i.refdata_at > clock_timestamp());
+	RETURN jsonb_array_length(list);
+END $$;
+COMMENT ON FUNCTION fini.refresh_ipos(integer, interval) IS 'brings fini.ipo up to date; returns how many IPOs FINI lists';
+
+CREATE FUNCTION fini.refresh_funding(ipo_id text DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	began timestamptz := clock_timestamp();
+	n bigint;
+BEGIN
+	WITH listed AS MATERIALIZED (
+		SELECT DISTINCT ON (q.transaction_ref) q.transaction_ref, coalesce(q.ipo_id, refresh_funding.ipo_id) AS ipo_id,
+			q.pre_funding_status, q.raw
+		FROM fini.funding_query(refresh_funding.ipo_id) WITH ORDINALITY AS q(transaction_ref, ipo_id, pre_funding_status, raw, n)
+		WHERE length(q.transaction_ref) BETWEEN 1 AND 64
+		ORDER BY q.transaction_ref, q.n DESC
+	), kept AS (
+		-- what another call has seen later is not overwritten, unless the clock was set back
+		INSERT INTO fini.funding_seen AS f (transaction_ref, ipo_id, pre_funding_status, raw, first_seen, last_seen)
+		SELECT l.transaction_ref, l.ipo_id, l.pre_funding_status, l.raw, began, began FROM listed l ORDER BY l.transaction_ref
+		ON CONFLICT (transaction_ref) DO UPDATE
+		SET ipo_id = excluded.ipo_id, pre_funding_status = excluded.pre_funding_status, raw = excluded.raw, last_seen = excluded.last_seen
+		WHERE f.last_seen < excluded.last_seen OR f.last_seen > clock_timestamp()
+	)
+	SELECT count(*) INTO n FROM listed;
+	RETURN n;
+END $$;
+COMMENT ON FUNCTION fini.refresh_funding(text) IS 'brings fini.funding up to date, of one IPO or all; returns how many rows FINI lists';
+
+CREATE FUNCTION fini.confirm_funding(transaction_refs text[], status text) RETURNS bigint
+LANGUAGE plpgsql STRICT VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	refs text[] := ARRAY(SELECT DISTINCT r FROM unnest(transaction_refs) r WHERE r IS NOT NULL);
+	problem record;
+	n bigint;
+BEGIN
+	IF confirm_funding.status NOT IN ('20', '30') THEN
+		RAISE invalid_parameter_value USING MESSAGE = format('"%s" is no status that funding can be given', confirm_funding.status),
+			HINT = '20 confirms, 30 rejects.';
+	END IF;
+	IF array_position(transaction_refs, NULL) IS NOT NULL THEN
+		RAISE null_value_not_allowed USING MESSAGE = 'transaction_refs must not contain nulls';
+	END IF;
+
+	-- who asks about the same funding at the same time waits here, and sees below what was asked
+	PERFORM FROM fini.funding_seen f WHERE f.transaction_ref = ANY (refs) ORDER BY f.transaction_ref FOR UPDATE;
+
+	SELECT min(r) AS transaction_ref, count(*) AS n INTO problem
+	FROM unnest(refs) r WHERE NOT EXISTS (SELECT FROM fini.funding_seen f WHERE f.transaction_ref = r);
+	IF problem.n > 0 THEN
+		RAISE undefined_object USING MESSAGE = format('no funding with reference "%s" is known', problem.transaction_ref),
+			DETAIL = format('%s of %s references are unknown; nothing was queued.', problem.n, cardinality(refs)),
+			HINT = 'Compare the reference with FINI''s list: fini.refresh_funding() brings fini.funding up to date.';
+	END IF;
+
+	-- what is open, what FINI says, and what FINI has accepted must not be contradicted
+	SELECT min(f.transaction_ref) AS transaction_ref, count(*) AS n,
+		(array_agg(coalesce(o.state, 'accepted') ORDER BY f.transaction_ref))[1] AS state INTO problem
+	FROM fini.funding f
+		LEFT JOIN fini.funding_confirmation o ON o.transaction_ref = f.transaction_ref AND o.state IN ('queued', 'sending', 'unknown')
+		LEFT JOIN LATERAL (SELECT a.status FROM fini.funding_confirmation a
+						   WHERE a.transaction_ref = f.transaction_ref AND a.state = 'accepted' ORDER BY a.id DESC LIMIT 1) a ON true
+	WHERE f.transaction_ref = ANY (refs)
+	  AND CASE WHEN o.status IS NOT NULL THEN o.status
+			   WHEN f.pre_funding_status IN ('20', '30') THEN f.pre_funding_status
+			   ELSE a.status END <> confirm_funding.status;
+	IF problem.n > 0 THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format(CASE problem.state WHEN 'queued' THEN 'funding "%s" is queued to be given the other status'
+												WHEN 'accepted' THEN 'funding "%s" has been given the other status'
+												ELSE 'funding "%s" is being given the other status' END, problem.transaction_ref),
+			DETAIL = format('%s of %s references contradict; nothing was queued.', problem.n, cardinality(refs)),
+			HINT = CASE problem.state WHEN 'queued' THEN 'fini.cancel_funding takes back what has not been sent.'
+				ELSE 'See fini.funding. A decision once given to FINI is not contradicted from here.' END;
+	END IF;
+
+	INSERT INTO fini.funding_confirmation (transaction_ref, ipo_id, status)
+	SELECT f.transaction_ref, f.ipo_id, confirm_funding.status
+	FROM fini.funding f
+	WHERE f.transaction_ref = ANY (refs) AND f.pre_funding_status IS DISTINCT FROM confirm_funding.status
+	  AND NOT EXISTS (SELECT FROM fini.funding_confirmation o
+					  WHERE o.transaction_ref = f.transaction_ref AND o.state IN ('queued', 'sending', 'unknown'))
+	ORDER BY f.transaction_ref
+	ON CONFLICT (transaction_ref) WHERE state IN ('queued', 'sending', 'unknown') DO NOTHING;
+	GET DIAGNOSTICS n = ROW_COUNT;
+	IF n > 0 THEN
+		PERFORM fini._wake();
+	END IF;
+	RETURN n;
+END $$;
+COMMENT ON FUNCTION fini.confirm_funding(text[], text) IS 'queues the confirmation (20) or rejection (30) of funding; returns how many. What has that status, or is on its way to it, is left alone; a contradiction is an error';
+
+CREATE FUNCTION fini.cancel_funding(transaction_refs text[] DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	n bigint;
+BEGIN
+	-- what the worker is taking out at this moment is not waited for
+	UPDATE fini.funding_confirmation c SET state = 'cancelled', settled_at = clock_timestamp(), not_before = NULL,
+		error_code = 'cancelled', error_message = 'cancelled before it was sent'
+	WHERE c.id = ANY (ARRAY(SELECT q.id FROM fini.funding_confirmation q
+							WHERE q.state = 'queued' AND (transaction_refs IS NULL OR q.transaction_ref = ANY (transaction_refs))
+							FOR UPDATE SKIP LOCKED));
+	GET DIAGNOSTICS n = ROW_COUNT;
+	RETURN n;
+END $$;
+COMMENT ON FUNCTION fini.cancel_funding(text[]) IS 'cancels confirmations of funding that are still queued, of these references or all; returns how many';
+
+----------------------------------------------------------------------
 -- Running it
 ----------------------------------------------------------------------
 
@@ -653,7 +910,8 @@ DECLARE
 	reader constant text[] := '{}';
 	submitter constant text[] := '{encrypt_field,decrypt_field,encrypt_fields,decrypt_fields,wrap_key,sign,ipo_list,ipo_refdata,
 		subscription_add,subscription_change,subscription_invalidate,subscription_query,funding_query,funding_confirm,
-		submit,invalidate,cancel,retry,wait,reconcile,repair}';
+		submit,invalidate,cancel,retry,wait,reconcile,repair,
+		refresh_ipos,refresh_funding,confirm_funding,cancel_funding}';
 	operator constant text[] := '{jwks,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset}';
 	-- what views and invoker functions of the level call
 	reader_internal constant text[] := '{_worker,_cluster,_may_send,_stat_endpoint}';

@@ -46,6 +46,7 @@
 #include "compat.h"
 #include "find.h"
 #include "flight.h"
+#include "funding.h"
 #include "http.h"
 #include "settings.h"
 #include "shared.h"
@@ -204,7 +205,7 @@ run(void)
 				continue;
 			}
 			settings_now = database_settings();
-			if (settings != 0 && settings_now != settings && fini_flight_sent() == 0 && !fini_find_busy())
+			if (settings != 0 && settings_now != settings && fini_flight_sent() == 0 && !fini_find_busy() && !fini_funding_busy())
 			{
 				ereport(LOG,
 						(errmsg("fini: settings of database \"%s\" changed, the worker starts again", slot->database)));
@@ -216,6 +217,7 @@ run(void)
 			fini_flight_write_late();
 			looked_us = fini_monotonic_us();
 			fini_flight_work_arrived();
+			fini_funding_work_arrived();
 			take_requests();
 		}
 
@@ -225,13 +227,16 @@ run(void)
 			if (!recovered)
 			{
 				fini_flight_recover();
+				fini_funding_recover();
 				recovered = true;
 			}
 			fini_find_service(slot);
+			fini_funding_dispatch(slot);
 			fini_flight_dispatch(slot);
 			timeout = shortest(timeout, fini_token_service(slot));
 			timeout = shortest(timeout, fini_find_timeout());
 			timeout = shortest(timeout, fini_flight_timeout());
+			timeout = shortest(timeout, fini_funding_timeout());
 		}
 		quiet = fini_flight_count() == 0 && fini_http_running() == 0;
 		set_state(quiet ? FINI_WORKER_IDLE : FINI_WORKER_BUSY);
@@ -243,7 +248,8 @@ run(void)
 		while (http != NULL)
 		{
 			MemoryContextSwitchTo(loop_context);
-			if (!fini_token_completed(slot, http) && !fini_find_completed(slot, http))
+			if (!fini_token_completed(slot, http) && !fini_find_completed(slot, http) &&
+				!fini_funding_completed(slot, http))
 				(void) fini_flight_completed(slot, http);
 			http = fini_http_next(0, PG_WAIT_EXTENSION);
 		}
@@ -420,7 +426,10 @@ static void
 take_requests(void)
 {
 	if (pg_atomic_exchange_u32(&slot->resume, 0) != 0)
+	{
 		fini_flight_resume_endpoints();
+		fini_funding_resume();
+	}
 }
 
 /*

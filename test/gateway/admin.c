@@ -34,6 +34,8 @@ static void show_faults(AdminCall *call);
 static void reset(AdminCall *call);
 static void load_ipos(AdminCall *call);
 static void load_funding(AdminCall *call);
+static void remove_ipo(AdminCall *call);
+static void remove_funding(AdminCall *call);
 static void plant_faults(AdminCall *call);
 static void clear_faults(AdminCall *call);
 static void configure(AdminCall *call);
@@ -58,6 +60,8 @@ static const struct
 	{"POST", "/reset", reset},
 	{"POST", "/ipos", load_ipos},
 	{"POST", "/funding", load_funding},
+	{"DELETE", "/ipos", remove_ipo},
+	{"DELETE", "/funding", remove_funding},
 	{"POST", "/faults", plant_faults},
 	{"DELETE", "/faults", clear_faults},
 	{"POST", "/config", configure},
@@ -195,6 +199,28 @@ load_funding(AdminCall *call)
 
 	if (!gw_ipo_upsert(call->body, "transactionRef", &problem))
 		gw_admin_refuse(call, problem);
+	else
+		gw_admin_answer(call, json_object());
+}
+
+static void
+remove_ipo(AdminCall *call)
+{
+	const char *id = gw_http_query(call->request, "ipoID");
+
+	if (id == NULL || !gw_ipo_remove("ipoID", id))
+		gw_admin_refuse(call, "no such ipoID");
+	else
+		gw_admin_answer(call, json_object());
+}
+
+static void
+remove_funding(AdminCall *call)
+{
+	const char *id = gw_http_query(call->request, "transactionRef");
+
+	if (id == NULL || !gw_ipo_remove("transactionRef", id))
+		gw_admin_refuse(call, "no such transactionRef");
 	else
 		gw_admin_answer(call, json_object());
 }

@@ -119,10 +119,17 @@ confirm_one(Call *call, json_t *entry, json_int_t *rejected_by_fault)
 		refusal = (Refusal) {gw_fault_string(&call->fault, "code", REJECT_ON_PURPOSE),
 		gw_fault_string(&call->fault, "message", "rejected by an injected fault")};
 	if (refusal.code == NULL)
+	{
+		const char *before = gw_json_string(row, "preFundingStatus");
+
+		gw_stats_add(before != NULL && strcmp(before, status) == 0 ? COUNT_CONFIRMED_AGAIN : COUNT_CONFIRMED, 1);
 		json_object_set_new(row, "preFundingStatus", json_string(status));
+	}
 	else
 	{
 		gw_stats_add(COUNT_REJECTED, 1);
+		if (strcmp(refusal.code, REJECT_CONTRADICTION) == 0)
+			gw_stats_add(COUNT_CONTRADICTED, 1);
 		json_array_append_new(exception, json_pack("{ss ss}", "recordErrorCode", refusal.code,
 												   "recordErrorMsg", refusal.message));
 		status = gw_json_string(row, "preFundingStatus");

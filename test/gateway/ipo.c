@@ -118,6 +118,18 @@ gw_ipo_upsert(const json_t *rows, const char *key, const char **problem)
 	return true;
 }
 
+/* False when there is no such row. */
+bool
+gw_ipo_remove(const char *key, const char *id)
+{
+	bool		found;
+
+	gw_store_lock();
+	found = json_object_del(*table(key), id) == 0;
+	gw_store_unlock();
+	return found;
+}
+
 /* All rows, in the order they came; the caller's. */
 json_t *
 gw_ipo_rows(const char *key)

@@ -15,6 +15,7 @@ extern bool gw_ipo_exists(const char *ipo_id);
 extern bool gw_ipo_is_open(const char *ipo_id);
 extern json_t *gw_ipo_find(const char *key, const char *id);
 extern bool gw_ipo_upsert(const json_t *rows, const char *key, const char **problem);
+extern bool gw_ipo_remove(const char *key, const char *id);
 extern json_t *gw_ipo_rows(const char *key);
 
 extern void gw_ipo_process_list(Call *call);

@@ -15,7 +15,8 @@ static void count(json_t **table, const char *name);
 
 static const char *const counter_names[COUNTERS] = {
 	"entries", "accepted", "rejected", "changed", "invalidated", "out_of_order",
-	"duplicate_adds", "tokens", "meta", "repeated_request_ids"
+	"duplicate_adds", "tokens", "meta", "repeated_request_ids",
+	"confirmed", "confirmed_again", "contradicted"
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;

@@ -21,6 +21,9 @@ typedef enum Counter
 	COUNT_TOKENS,
 	COUNT_META,
 	COUNT_REPEATED_IDS,
+	COUNT_CONFIRMED,			/* funding whose status a confirmation has changed */
+	COUNT_CONFIRMED_AGAIN,		/* confirmations of what had that status already */
+	COUNT_CONTRADICTED,			/* confirmations of the contrary, refused */
 	COUNTERS
 } Counter;
 

@@ -41,8 +41,9 @@ subtest 'privileges' => sub {
 	# what each level may execute; a function that is added has to be put here
 	my %levels = (
 		reader => [ qw(_cluster _may_send _stat_endpoint _worker) ],
-		submitter => [ qw(cancel decrypt_field decrypt_fields encrypt_field encrypt_fields funding_confirm funding_query invalidate ipo_list ipo_refdata
-			reconcile repair retry sign submit subscription_add subscription_change subscription_invalidate subscription_query wait wrap_key) ],
+		submitter => [ sort qw(cancel decrypt_field decrypt_fields encrypt_field encrypt_fields funding_confirm funding_query invalidate ipo_list ipo_refdata
+			reconcile repair retry sign submit subscription_add subscription_change subscription_invalidate subscription_query wait wrap_key
+			cancel_funding confirm_funding refresh_funding refresh_ipos) ],
 		operator => [ qw(arm attach call capture create_subscription_table detach disarm jwks pause resume stat_reset) ]);
 	my %seen;
 	for my $level (qw(reader submitter operator))

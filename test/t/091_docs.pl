@@ -71,7 +71,7 @@ for my $row (@settings)
 # --- functions: arguments, result columns, level ---
 
 my %function = map { my ($name) = $_->[0] =~ /^`fini\.(\w+)\(/; $name ? ($name => $_) : () }
-  map { table_rows(section($_)) } 'Building blocks', 'Direct calls', 'Subscription tables', 'Reconciling', 'Running it';
+  map { table_rows(section($_)) } 'Building blocks', 'Direct calls', 'Subscription tables', 'Reconciling', 'IPOs and funding', 'Running it';
 my @functions = rows(q{
 	select p.proname, coalesce((select string_agg(a.name || ' ' || format_type(a.type, null), ', ' order by a.n)
 			from unnest(coalesce(p.proargnames, '{}'), coalesce(p.proallargtypes, p.proargtypes::oid[]), coalesce(p.proargmodes, '{}')) with ordinality
