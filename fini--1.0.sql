@@ -186,14 +186,44 @@ LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION fini.sign(bytea, text, text, bigint) IS
 'the header X-FINI-SIGNATURE of a request';
 
--- reads a key file
-CREATE FUNCTION fini.jwks(profile text, expires timestamptz)
-RETURNS json
-AS 'MODULE_PATHNAME', 'fini_sql_jwks'
-LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+----------------------------------------------------------------------
+-- Keys to register
+----------------------------------------------------------------------
 
+CREATE TABLE fini.registered_key (
+	profile		text NOT NULL CHECK (profile IN ('agent', 'machine')),
+	kid			text NOT NULL,
+	expires		timestamptz NOT NULL,
+	recorded_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	recorded_by	text NOT NULL DEFAULT session_user,
+	PRIMARY KEY (profile, kid)
+);
+COMMENT ON TABLE fini.registered_key IS 'keys for which fini.jwks made a set to register, with the end that it gave them last';
+SELECT pg_catalog.pg_extension_config_dump('fini.registered_key', '');
+
+-- reads a key file
+CREATE FUNCTION fini._jwks(profile text, expires timestamptz)
+RETURNS json LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'fini_sql_jwks';
+COMMENT ON FUNCTION fini._jwks(text, timestamptz) IS 'the JWK set of a profile''s key';
+
+CREATE FUNCTION fini.jwks(profile text, expires timestamptz) RETURNS json
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	made json := fini._jwks(profile, expires);
+BEGIN
+	-- so that fini.check can warn before the registration ends
+	IF current_setting('transaction_read_only') = 'on' THEN
+		RAISE NOTICE 'the transaction is read-only: fini.check will not know when this key expires';
+	ELSE
+		INSERT INTO fini.registered_key AS r (profile, kid, expires)
+		VALUES (jwks.profile, made #>> '{keys,0,kid}', jwks.expires)
+		ON CONFLICT (profile, kid) DO UPDATE SET expires = excluded.expires, recorded_at = excluded.recorded_at, recorded_by = excluded.recorded_by;
+	END IF;
+	RETURN made;
+END $$;
 COMMENT ON FUNCTION fini.jwks(text, timestamptz) IS
-'the JWK set to register on HKEX Client Connect for the profile agent or machine';
+'the JWK set to register on HKEX Client Connect for the profile agent or machine; its end is kept for fini.check';
 
 ----------------------------------------------------------------------
 -- Direct calls
@@ -901,6 +931,182 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_stat_reset';
 COMMENT ON FUNCTION fini.stat_reset() IS 'sets the counters of fini.stat_endpoint to zero';
 
 ----------------------------------------------------------------------
+-- Checking every prerequisite
+----------------------------------------------------------------------
+
+CREATE FUNCTION fini._check(subscriptions_needed boolean, funding_needed boolean, OUT item text, OUT ok boolean, OUT detail text)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_check';
+COMMENT ON FUNCTION fini._check(boolean, boolean) IS 'items of fini.check on server, worker, settings, files and network';
+
+CREATE FUNCTION fini._check_worker(OUT library_version text, OUT library_replaced boolean, OUT worker_version text, OUT stopped text,
+	OUT settled_at timestamptz, OUT access_error text)
+LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_check_worker';
+COMMENT ON FUNCTION fini._check_worker() IS 'what items of fini.check on versions and the queue know from shared memory';
+
+CREATE FUNCTION fini._key_id(profile text) RETURNS text
+LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'fini_sql_key_id';
+COMMENT ON FUNCTION fini._key_id(text) IS 'the kid of the key that the settings name for agent or machine; null when it cannot be used';
+
+CREATE FUNCTION fini._check_version(OUT item text, OUT ok boolean, OUT detail text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	w record;
+	objects text := (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'fini');
+	available text := (SELECT a.default_version FROM pg_available_extensions a WHERE a.name = 'fini');
+BEGIN
+	SELECT * INTO w FROM fini._check_worker();
+	item := 'version';
+	ok := false;
+	IF objects IS DISTINCT FROM w.library_version THEN
+		detail := format('The SQL objects of this database are version %s, the library that the server has loaded is version %s. '
+			'Install the newer package, restart the server, then run ALTER EXTENSION fini UPDATE here.', objects, w.library_version);
+	ELSIF w.worker_version IS DISTINCT FROM w.library_version AND w.worker_version IS NOT NULL THEN
+		detail := format('The worker runs version %s, this session version %s: restart the server.', w.worker_version, w.library_version);
+	ELSIF w.library_replaced THEN
+		detail := format('The file of the library has been replaced since the server loaded version %s: restart the server to use the new one.',
+			w.library_version);
+	ELSIF available IS DISTINCT FROM objects AND available IS NOT NULL THEN
+		detail := format('Version %s is installed, the SQL objects of this database are version %s: run ALTER EXTENSION fini UPDATE.', available, objects);
+	ELSE
+		ok := true;
+		detail := format('Library, worker and SQL objects are version %s.', objects);
+	END IF;
+END $$;
+COMMENT ON FUNCTION fini._check_version() IS 'item of fini.check: do library, worker and SQL objects belong together?';
+
+CREATE FUNCTION fini._check_keys(OUT item text, OUT ok boolean, OUT detail text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	whose text;
+	key text;
+	expires timestamptz;
+BEGIN
+	FOREACH whose IN ARRAY '{agent,machine}'::text[] LOOP
+		key := fini._key_id(whose);
+		expires := (SELECT r.expires FROM fini.registered_key r WHERE r.profile = whose AND r.kid = key);
+		item := whose || '_key_expiry';
+		IF key IS NULL THEN
+			ok := NULL;
+			detail := format('Not tested: see %s_key.', whose);
+		ELSIF expires IS NULL THEN
+			ok := NULL;
+			detail := format('Not known: fini.jwks has not been called for this key in this database. Its registration lasts less than a year; '
+				'select fini.jwks(''%s'', its end) records the end.', whose);
+		ELSIF expires < now() + interval '28 days' THEN
+			ok := false;
+			detail := format('The registration of this key, as fini.jwks last gave it, %s on %s. Register a new key in HKEX Client Connect, then switch to it.',
+				CASE WHEN expires < now() THEN 'ended' ELSE 'ends' END, to_char(expires, 'YYYY-MM-DD'));
+		ELSE
+			ok := true;
+			detail := format('The registration of this key ends on %s, as fini.jwks last gave it.', to_char(expires, 'YYYY-MM-DD'));
+		END IF;
+		RETURN NEXT;
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION fini._check_keys() IS 'items of fini.check: when do the registered keys expire?';
+
+CREATE FUNCTION fini._check_sending(OUT item text, OUT ok boolean, OUT detail text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	patience constant interval := '5 minutes';
+	c fini.control;
+	k record;
+	m record;
+	w record;
+	s record;
+	doubt record;
+	slow record;
+	oldest timestamptz;
+	next_due timestamptz;
+	reason text;
+BEGIN
+	SELECT * INTO c FROM fini.control;
+	SELECT * INTO k FROM fini._cluster();
+	SELECT * INTO m FROM fini._may_send();
+	SELECT * INTO w FROM fini._check_worker();
+
+	item := 'armed';
+	ok := m.armed IS TRUE;
+	IF ok THEN
+		detail := format('This cluster was armed by %s on %s.', c.armed_by, to_char(c.armed_at, 'YYYY-MM-DD HH24:MI TZ'));
+	ELSE
+		detail := CASE WHEN c.armed_at IS NULL THEN 'Nothing that changes anything at FINI is sent from here.'
+			WHEN c.system_identifier IS DISTINCT FROM k.system_identifier THEN
+				'Armed was another cluster, from which this database came by a dump or pg_upgrade.'
+			ELSE 'Armed was this cluster in another data directory, of which this one is a copy, or from which it was moved.' END
+			|| ' When no other server sends the same rows any more, call fini.arm().';
+	END IF;
+	RETURN NEXT;
+
+	item := 'paused';
+	ok := c.paused_at IS NULL;
+	detail := CASE WHEN ok THEN 'Not paused.'
+		ELSE format('Paused by %s on %s%s. fini.resume() ends it.', c.paused_by, to_char(c.paused_at, 'YYYY-MM-DD HH24:MI TZ'),
+			coalesce(': ' || c.paused_reason, '')) END;
+	RETURN NEXT;
+
+	item := 'endpoints';
+	ok := w.stopped IS NULL;
+	detail := CASE WHEN ok THEN 'The worker uses all endpoints.'
+		ELSE format('The worker has stopped using %s, which the gateway refused (see the server''s log); what is queued for it stays queued. '
+			'Mend the cause, then call fini.resume().', w.stopped) END;
+	RETURN NEXT;
+
+	item := 'queue';
+	SELECT * INTO s FROM fini.status;
+	SELECT count(*) AS requests, min(r.started_at) AS since INTO doubt FROM fini.request r
+	WHERE r.state = 'unknown' AND r.started_at < clock_timestamp() - patience;
+	SELECT count(*) AS requests, min(r.started_at) AS since, min(r.code) AS code INTO slow FROM fini.request r
+	WHERE r.state = 'sending' AND r.started_at < clock_timestamp() - patience;
+	SELECT min(q.not_before) INTO next_due FROM fini.queue q;
+	IF s.queued > 0 THEN
+		SELECT u.created_at INTO oldest FROM fini.submission u
+		WHERE u.id = (SELECT min(q.id) FROM fini.queue q WHERE q.not_before IS NULL OR q.not_before <= clock_timestamp());
+	END IF;
+	reason := CASE WHEN s.worker_pid IS NULL THEN 'No worker is running: see worker.'
+		WHEN w.stopped IS NOT NULL THEN 'An endpoint is stopped: see endpoints.'
+		WHEN w.access_error IS NOT NULL THEN format('The worker gets no token or public key: %s.', rtrim(w.access_error, '. '))
+		WHEN s.last_error_at > clock_timestamp() - patience THEN format('The worker''s last error: %s.', rtrim(s.last_error, '. '))
+		ELSE 'See throttle, and the worker''s lines in the server''s log.' END;
+	ok := false;
+	IF s.queued + s.sending + s.unknown = 0 THEN
+		ok := true;
+		detail := 'Nothing is open.';
+	ELSIF m.armed IS NOT TRUE OR m.paused THEN
+		ok := NULL;
+		detail := format('%s operations are open, and wait: see %s.', s.queued + s.sending + s.unknown, CASE WHEN m.paused THEN 'paused' ELSE 'armed' END);
+	ELSIF doubt.requests > 0 THEN
+		detail := format('%s requests are in doubt since %s: what became of them cannot be found out. %s', doubt.requests,
+			to_char(doubt.since, 'YYYY-MM-DD HH24:MI TZ'), reason);
+	ELSIF slow.requests > 0 THEN
+		detail := format('%s requests do not get through since %s%s. %s', slow.requests, to_char(slow.since, 'YYYY-MM-DD HH24:MI TZ'),
+			coalesce(', code ' || slow.code, ''), reason);
+	ELSIF oldest < clock_timestamp() - patience AND coalesce(w.settled_at < clock_timestamp() - patience, true) THEN
+		detail := format('%s operations are queued, the oldest since %s, and nothing has been settled %s. %s', s.queued,
+			to_char(oldest, 'YYYY-MM-DD HH24:MI TZ'), coalesce('since ' || to_char(w.settled_at, 'YYYY-MM-DD HH24:MI TZ'), 'yet'), reason);
+	ELSE
+		ok := true;
+		detail := format('%s operations are queued, %s being sent, %s in doubt%s.', s.queued, s.sending, s.unknown,
+			CASE WHEN s.queued > 0 AND oldest IS NULL THEN ', the next due at ' || to_char(next_due, 'YYYY-MM-DD HH24:MI:SS TZ') ELSE '' END);
+	END IF;
+	RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION fini._check_sending() IS 'items of fini.check: may anything be sent, and does it get there?';
+
+CREATE FUNCTION fini.check(OUT item text, OUT ok boolean, OUT detail text) RETURNS SETOF record
+LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT c.item, c.ok, c.detail
+	FROM (SELECT * FROM fini._check(EXISTS (SELECT FROM fini.attachment),
+				EXISTS (SELECT FROM fini.funding_confirmation))
+		  UNION ALL SELECT * FROM fini._check_version()
+		  UNION ALL SELECT * FROM fini._check_keys()
+		  UNION ALL SELECT * FROM fini._check_sending()) c
+	ORDER BY array_position('{server,library,version,worker,settings,agent_key,machine_key,key_pair,agent_key_expiry,machine_key_expiry,
+		tls_files,token_service,token,gateway,public_key,clock,ipos,subscriptions,funding,throttle,armed,paused,endpoints,queue}'::text[], c.item)
+$$;
+COMMENT ON FUNCTION fini.check() IS 'each prerequisite: true, false, or null where it could not be tested; what is the case and what to do';
+
+----------------------------------------------------------------------
 -- Privileges: nothing for PUBLIC, three levels on request
 ----------------------------------------------------------------------
 
@@ -912,9 +1118,10 @@ DECLARE
 		subscription_add,subscription_change,subscription_invalidate,subscription_query,funding_query,funding_confirm,
 		submit,invalidate,cancel,retry,wait,reconcile,repair,
 		refresh_ipos,refresh_funding,confirm_funding,cancel_funding}';
-	operator constant text[] := '{jwks,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset}';
+	operator constant text[] := '{jwks,check,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset}';
 	-- what views and invoker functions of the level call
 	reader_internal constant text[] := '{_worker,_cluster,_may_send,_stat_endpoint}';
+	operator_internal constant text[] := '{_check,_check_worker,_check_version,_check_keys,_check_sending,_key_id}';
 	names text[];
 	f regprocedure;
 BEGIN
@@ -924,7 +1131,7 @@ BEGIN
 	CASE level
 		WHEN 'reader' THEN names := reader || reader_internal;
 		WHEN 'submitter' THEN names := reader || reader_internal || submitter;
-		WHEN 'operator' THEN names := reader || reader_internal || submitter || operator;
+		WHEN 'operator' THEN names := reader || reader_internal || submitter || operator || operator_internal;
 		ELSE
 			RAISE invalid_parameter_value USING MESSAGE = format('there is no access level "%s"', level),
 				HINT = 'The levels are reader, submitter and operator, each including the one before.';

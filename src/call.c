@@ -16,6 +16,7 @@
 #include "error.h"
 #include "settings.h"
 #include "stat.h"
+#include "wait.h"
 
 static void prepare(FiniCall *call, FiniAccess *access);
 static void judge(FiniCall *call);
@@ -70,9 +71,9 @@ fini_call_finish(FiniCall *call, FiniSlotShared *slot)
 		if (call->http_status == 429)
 			fini_throttle_hold(call->retry_after_us);
 	}
-	if (call->verdict == FINI_VERDICT_NEW_TOKEN)
+	if (call->verdict == FINI_VERDICT_NEW_TOKEN && slot != NULL)
 		fini_token_refused(slot, call->token_generation);
-	if (call->verdict == FINI_VERDICT_NEW_KEY)
+	if (call->verdict == FINI_VERDICT_NEW_KEY && slot != NULL)
 		fini_token_key_refused(slot, call->key_generation);
 	MemoryContextSwitchTo(old);
 }
@@ -106,7 +107,7 @@ fini_call_perform(FiniCall *call, FiniSlotShared *slot)
 			}
 			prepare(call, access);
 			MemoryContextSwitchTo(call->attempt);
-			fini_http_perform(&call->http, PG_WAIT_EXTENSION);
+			fini_http_perform(&call->http, fini_wait_event(FINI_WAIT_GATEWAY));
 			MemoryContextSwitchTo(call->context);
 			fini_call_finish(call, slot);
 			if ((call->verdict != FINI_VERDICT_NEW_TOKEN && call->verdict != FINI_VERDICT_NEW_KEY) ||
@@ -255,6 +256,7 @@ prepare(FiniCall *call, FiniAccess *access)
 		call->http.owner = call;
 		call->http.url = fini_settings_url(call->path);
 		call->http.content_type = "application/json";
+		call->http.timeout_ms = call->timeout_ms;
 		if (call->sealed)
 		{
 			call->envelope = fini_envelope_seal(call->payload->data, call->payload->len,

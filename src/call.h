@@ -31,6 +31,7 @@ typedef struct FiniCall
 	int			entries;		/* for the statistics */
 	char		request_id[FINI_REQUEST_ID_LEN + 1];	/* kept over repetitions */
 	int			sendings;
+	int			timeout_ms;		/* 0: fini.request_timeout */
 
 	/* while it is under way */
 	MemoryContext attempt;		/* of the last sending and its answer */
@@ -55,7 +56,7 @@ extern FiniCall *fini_call_create(FiniEndpointId endpoint, const char *path);
 /* start sending; the ticket has been taken.  Raises what sealing raises, the ticket given back */
 extern void fini_call_send(FiniCall *call, FiniAccess *access);
 
-/* after fini_http_next returned call->http: judge; refused tokens and keys are reported on the way */
+/* after fini_http_next returned call->http: judge; refused tokens and keys are reported on the way, unless slot is NULL */
 extern void fini_call_finish(FiniCall *call, FiniSlotShared *slot);
 
 /* end it, wherever it is */

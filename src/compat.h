@@ -70,6 +70,15 @@
 #define fini_compat_owns_relation(relid)	pg_class_ownercheck((relid), GetUserId())
 #endif
 
+/* Wait events with names of their own, from 17 on. */
+#include "utils/wait_event.h"
+
+#if PG_VERSION_NUM >= 170000
+#define fini_compat_wait_event(name)	WaitEventExtensionNew(name)
+#else
+#define fini_compat_wait_event(name)	((uint32) PG_WAIT_EXTENSION)
+#endif
+
 /* This process's number among all, by which others find its latch. */
 #include "storage/proc.h"
 

@@ -98,6 +98,7 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 			break;
 		case FINI_VERDICT_STOP:
 			endpoint->stopped = true;
+			fini_shared_endpoint_stopped(slot, call->endpoint);
 			if (flight->doubted)
 			{
 				/* an earlier copy may still count: it keeps its request ID */

@@ -545,6 +545,7 @@ stop(FiniSlotShared *slot, const FiniCall *call)
 	const char *name = fini_endpoint(call->endpoint)->name;
 
 	stopped = true;
+	fini_shared_endpoint_stopped(slot, call->endpoint);
 	for (int i = 0; i < hand.batch.count; i++)
 		go_on(&hand.batch.members[i], call->code, call->message, 0);
 	fini_shared_note_error(slot, psprintf("%s stopped, code %s: %s", name, call->code, call->message));

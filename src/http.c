@@ -50,6 +50,7 @@ fini_http_start(FiniHttpRequest *req)
 	req->answer = NULL;
 	req->retry_after = -1;
 	req->error[0] = '\0';
+	req->failure = FINI_HTTP_FAILURE_NONE;
 	req->duration_us = 0;
 	req->bytes_out = 0;
 	req->bytes_in = 0;

@@ -32,6 +32,24 @@ typedef enum FiniHttpOutcome
 	FINI_HTTP_TOO_LARGE			/* answer beyond max_answer, or its headers beyond 256 kB; in doubt as well */
 } FiniHttpOutcome;
 
+/* what kept a request from being answered, for advice */
+typedef enum FiniHttpFailure
+{
+	FINI_HTTP_FAILURE_NONE,
+	FINI_HTTP_FAILURE_NAME,		/* host name */
+	FINI_HTTP_FAILURE_PROXY,
+	FINI_HTTP_FAILURE_CONNECT,	/* refused, unreachable */
+	FINI_HTTP_FAILURE_TIMEOUT,
+	FINI_HTTP_FAILURE_CERTIFICATE,	/* nobody whom we trust vouches for it */
+	FINI_HTTP_FAILURE_CERTIFICATE_EXPIRED,
+	FINI_HTTP_FAILURE_CERTIFICATE_NAME, /* it is another host's */
+	FINI_HTTP_FAILURE_PIN,
+	FINI_HTTP_FAILURE_CA_FILE,
+	FINI_HTTP_FAILURE_CLIENT_CERTIFICATE,
+	FINI_HTTP_FAILURE_TLS,
+	FINI_HTTP_FAILURE_OTHER
+} FiniHttpFailure;
+
 typedef struct FiniHttpRequest FiniHttpRequest;
 
 struct FiniHttpRequest
@@ -56,6 +74,7 @@ struct FiniHttpRequest
 	FiniBuffer *answer;			/* body when answered, else NULL; in the context that was current at start */
 	int			retry_after;	/* seconds; -1 when absent (both forms of the header understood) */
 	char		error[256];		/* what failed, without secrets; "" when answered */
+	FiniHttpFailure failure;
 	int64		started_us;		/* monotonic */
 	int64		duration_us;
 	int64		bytes_out;		/* of the body */

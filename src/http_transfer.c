@@ -18,6 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <openssl/x509_vfy.h>
+
 #include "http_private.h"
 #include "secret.h"
 #include "settings.h"
@@ -44,6 +46,7 @@ static size_t read_header(char *data, size_t size, size_t count, void *arg);
 static int	parse_retry_after(const char *value, size_t len);
 static int	before_sending(void *arg, char *remote_ip, char *local_ip, int remote_port, int local_port);
 static void describe_failure(const FiniTransfer *transfer, char *dst, Size size);
+static FiniHttpFailure failure_of(const FiniTransfer *transfer);
 static bool names_setting(const char *message);
 
 /* set an option unless one before it failed */
@@ -133,6 +136,7 @@ fini_transfer_complete(FiniTransfer *transfer)
 	else
 		req->outcome = transfer->sends == 0 ? FINI_HTTP_NOT_SENT : FINI_HTTP_IN_DOUBT;
 	describe_failure(transfer, req->error, sizeof(req->error));
+	req->failure = failure_of(transfer);
 }
 
 /* free it, secrets cleansed; the loop has let go of it */
@@ -423,6 +427,44 @@ describe_failure(const FiniTransfer *transfer, char *dst, Size size)
 	{
 		if ((unsigned char) *c < 0x20 || (unsigned char) *c >= 0x7f)
 			*c = '?';
+	}
+}
+
+/* the same in one word */
+static FiniHttpFailure
+failure_of(const FiniTransfer *transfer)
+{
+	long		verified = X509_V_OK;
+
+	switch (transfer->result)
+	{
+		case CURLE_COULDNT_RESOLVE_HOST:
+			return FINI_HTTP_FAILURE_NAME;
+		case CURLE_COULDNT_RESOLVE_PROXY:
+		case CURLE_PROXY:
+			return FINI_HTTP_FAILURE_PROXY;
+		case CURLE_COULDNT_CONNECT:
+			return FINI_HTTP_FAILURE_CONNECT;
+		case CURLE_OPERATION_TIMEDOUT:
+			return FINI_HTTP_FAILURE_TIMEOUT;
+		case CURLE_SSL_PINNEDPUBKEYNOTMATCH:
+			return FINI_HTTP_FAILURE_PIN;
+		case CURLE_SSL_CACERT_BADFILE:
+			return FINI_HTTP_FAILURE_CA_FILE;
+		case CURLE_SSL_CERTPROBLEM:
+			return FINI_HTTP_FAILURE_CLIENT_CERTIFICATE;
+		case CURLE_SSL_CONNECT_ERROR:
+			return FINI_HTTP_FAILURE_TLS;
+		case CURLE_PEER_FAILED_VERIFICATION:
+			/* libcurl compares names before it looks at this */
+			if (strstr(transfer->message, "subject name") != NULL)
+				return FINI_HTTP_FAILURE_CERTIFICATE_NAME;
+			if (curl_easy_getinfo(transfer->easy, CURLINFO_SSL_VERIFYRESULT, &verified) != CURLE_OK)
+				return FINI_HTTP_FAILURE_CERTIFICATE;
+			return verified == X509_V_ERR_CERT_HAS_EXPIRED || verified == X509_V_ERR_CERT_NOT_YET_VALID ?
+				FINI_HTTP_FAILURE_CERTIFICATE_EXPIRED : FINI_HTTP_FAILURE_CERTIFICATE;
+		default:
+			return FINI_HTTP_FAILURE_OTHER;
 	}
 }
 

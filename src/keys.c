@@ -35,6 +35,7 @@
 #define MIN_RSA_BITS		2048
 #define MAX_KEY_FILE		((off_t) 64 * 1024)
 
+static void describe_key(EVP_PKEY *pkey, StringInfo e, StringInfo n, StringInfo kid);
 static EVP_PKEY *profile_key(FiniProfile profile);
 static const char *profile_name(FiniProfile profile);
 static const char *key_file(FiniProfile profile);
@@ -126,10 +127,7 @@ fini_keys_jwks(FiniProfile profile, int64 expires)
 	EVP_PKEY   *pkey;
 	StringInfoData e;
 	StringInfoData n;
-	StringInfoData canonical;
 	StringInfoData kid;
-	uint8		digest[EVP_MAX_MD_SIZE];
-	unsigned int digest_len = 0;
 	char	   *result;
 
 	MemoryContextSwitchTo(work);
@@ -143,22 +141,42 @@ fini_keys_jwks(FiniProfile profile, int64 expires)
 				 errdetail("FINI requires a key pair of its own for each profile."),
 				 errhint("Generate another key for one of fini.agent_key_file and fini.machine_key_file.")));
 
-	initStringInfo(&e);
-	append_key_number(&e, pkey, OSSL_PKEY_PARAM_RSA_E);
-	initStringInfo(&n);
-	append_key_number(&n, pkey, OSSL_PKEY_PARAM_RSA_N);
-
-	/* the thumbprint of RFC 7638: required members only, in lexical order, no white space */
-	initStringInfo(&canonical);
-	appendStringInfo(&canonical, "{\"e\":\"%s\",\"kty\":\"RSA\",\"n\":\"%s\"}", e.data, n.data);
-	if (EVP_Digest(canonical.data, canonical.len, digest, &digest_len, EVP_sha256(), NULL) != 1)
-		fini_cipher_failed("compute a key's thumbprint");
-	initStringInfo(&kid);
-	append_base64url(&kid, digest, digest_len);
+	describe_key(pkey, &e, &n, &kid);
 
 	MemoryContextSwitchTo(caller);
 	result = psprintf("{\"keys\":[{\"kty\":\"RSA\",\"e\":\"%s\",\"use\":\"sig\",\"kid\":\"%s\",\"alg\":\"RS256\",\"n\":\"%s\",\"exp\":" INT64_FORMAT "}]}",
 					  e.data, kid.data, n.data, expires);
+	MemoryContextDelete(work);
+
+	return result;
+}
+
+char *
+fini_keys_thumbprint(FiniProfile profile, char **problem, const char **hint)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext work;
+	const char *path = key_file(profile);
+	const char *defect = "It is not set.";
+	StringInfoData e;
+	StringInfoData n;
+	StringInfoData kid;
+	EVP_PKEY   *pkey;
+	char	   *result = NULL;
+
+	*problem = NULL;
+	*hint = NULL;
+	work = AllocSetContextCreate(caller, "fini key thumbprint", ALLOCSET_SMALL_SIZES);
+	MemoryContextSwitchTo(work);
+	if (path[0] != '\0')
+		defect = load_key(path, &pkey, hint);
+	if (defect == NULL)
+		describe_key(pkey, &e, &n, &kid);
+	MemoryContextSwitchTo(caller);
+	if (defect != NULL)
+		*problem = pstrdup(defect);
+	else
+		result = pstrdup(kid.data);
 	MemoryContextDelete(work);
 
 	return result;
@@ -182,6 +200,30 @@ fini_keys_check_file(const char *path, const char **hint)
 	MemoryContextDelete(work);
 
 	return result;
+}
+
+/*
+ * Exponent and modulus as JWK has them, and the thumbprint of RFC 7638:
+ * required members only, in lexical order, no white space.
+ */
+static void
+describe_key(EVP_PKEY *pkey, StringInfo e, StringInfo n, StringInfo kid)
+{
+	StringInfoData canonical;
+	uint8		digest[EVP_MAX_MD_SIZE];
+	unsigned int digest_len = 0;
+
+	initStringInfo(e);
+	append_key_number(e, pkey, OSSL_PKEY_PARAM_RSA_E);
+	initStringInfo(n);
+	append_key_number(n, pkey, OSSL_PKEY_PARAM_RSA_N);
+
+	initStringInfo(&canonical);
+	appendStringInfo(&canonical, "{\"e\":\"%s\",\"kty\":\"RSA\",\"n\":\"%s\"}", e->data, n->data);
+	if (EVP_Digest(canonical.data, canonical.len, digest, &digest_len, EVP_sha256(), NULL) != 1)
+		fini_cipher_failed("compute a key's thumbprint");
+	initStringInfo(kid);
+	append_base64url(kid, digest, digest_len);
 }
 
 /*

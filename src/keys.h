@@ -30,4 +30,11 @@ extern char *fini_keys_jwks(FiniProfile profile, int64 expires);
  */
 extern char *fini_keys_check_file(const char *path, const char **hint);
 
+/*
+ * The thumbprint (RFC 7638) of a profile's key, under which it is registered;
+ * palloc'd.  NULL when its file is not set or cannot serve; *problem then says
+ * why, without the path, and *hint has advice or is NULL.
+ */
+extern char *fini_keys_thumbprint(FiniProfile profile, char **problem, const char **hint);
+
 #endif							/* FINI_KEYS_H */

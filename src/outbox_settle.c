@@ -14,6 +14,7 @@
 
 #include "compat.h"
 #include "outbox.h"
+#include "shared.h"
 
 #define CHANNEL		"fini"
 
@@ -279,6 +280,7 @@ announce(FiniBatch *batch)
 	}
 	if (total == 0)
 		return;
+	fini_shared_note_settled();
 	initStringInfo(&payload);
 	appendStringInfoString(&payload, "{\"event\":\"settled\",\"ipo_id\":");
 	escape_json(&payload, batch->ipo_id);

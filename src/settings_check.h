@@ -12,6 +12,8 @@
 
 #include "postgres.h"
 
+#include <time.h>
+
 #include "utils/guc.h"
 
 /* what the check hook of fini.encrypted_fields hands to its assign hook: one guc_malloc'd block */
@@ -36,5 +38,15 @@ extern bool fini_settings_check_status(char **newval, void **extra, GucSource so
 extern bool fini_settings_check_profile_key_file(char **newval, void **extra, GucSource source);
 extern bool fini_settings_check_client_key_file(char **newval, void **extra, GucSource source);
 extern bool fini_settings_check_certificate_file(char **newval, void **extra, GucSource source);
+
+/*
+ * What these find, for whoever wants to know later: NULL, or what is wrong,
+ * without paths.  Bytes read go with CurrentMemoryContext.  expires is that of
+ * the certificate, left alone when it has none.
+ */
+extern const char *fini_settings_client_key_problem(const char *path, const char **hint);
+extern const char *fini_settings_certificate_problem(const char *path, const char **hint);
+extern const char *fini_settings_client_pair_problem(const char *certificate_path, const char *key_path,
+													 const char **hint, time_t *expires);
 
 #endif							/* FINI_SETTINGS_CHECK_H */

@@ -35,8 +35,6 @@ typedef const char *(*FileProblem) (const char *path, const char **hint);
 static bool check_file(const char *path, GucSource source, FileProblem problem_of);
 static bool set_by_person(GucSource source);
 static const char *profile_key_problem(const char *path, const char **hint);
-static const char *client_key_problem(const char *path, const char **hint);
-static const char *certificate_problem(const char *path, const char **hint);
 static const char *read_pem(const char *path, bool private, BIO **bio, const char **hint);
 static int	no_password(char *buf, int size, int rwflag, void *arg);
 
@@ -51,14 +49,14 @@ fini_settings_check_profile_key_file(char **newval, void **extra, GucSource sour
 bool
 fini_settings_check_client_key_file(char **newval, void **extra, GucSource source)
 {
-	return check_file(*newval, source, client_key_problem);
+	return check_file(*newval, source, fini_settings_client_key_problem);
 }
 
 /* one or more certificates: authorities, or our own with its chain */
 bool
 fini_settings_check_certificate_file(char **newval, void **extra, GucSource source)
 {
-	return check_file(*newval, source, certificate_problem);
+	return check_file(*newval, source, fini_settings_certificate_problem);
 }
 
 static bool
@@ -118,8 +116,8 @@ profile_key_problem(const char *path, const char **hint)
 	return fini_keys_check_file(path, hint);
 }
 
-static const char *
-client_key_problem(const char *path, const char **hint)
+const char *
+fini_settings_client_key_problem(const char *path, const char **hint)
 {
 	BIO		   *bio = NULL;
 	EVP_PKEY   *key;
@@ -139,8 +137,8 @@ client_key_problem(const char *path, const char **hint)
 	return NULL;
 }
 
-static const char *
-certificate_problem(const char *path, const char **hint)
+const char *
+fini_settings_certificate_problem(const char *path, const char **hint)
 {
 	BIO		   *bio = NULL;
 	X509	   *certificate;
@@ -165,6 +163,39 @@ certificate_problem(const char *path, const char **hint)
 		return NULL;
 	*hint = "The file must hold one or more certificates in PEM form (-----BEGIN CERTIFICATE-----).";
 	return count == 0 ? "The file holds no certificate." : "The file holds a damaged certificate.";
+}
+
+const char *
+fini_settings_client_pair_problem(const char *certificate_path, const char *key_path, const char **hint, time_t *expires)
+{
+	BIO		   *certificate_bio = NULL;
+	BIO		   *key_bio = NULL;
+	X509	   *certificate = NULL;
+	EVP_PKEY   *key = NULL;
+	struct tm	end;
+	const char *problem = read_pem(certificate_path, false, &certificate_bio, hint);
+
+	if (problem == NULL)
+		problem = read_pem(key_path, true, &key_bio, hint);
+	if (problem == NULL)
+	{
+		/* the first one is ours */
+		certificate = PEM_read_bio_X509(certificate_bio, NULL, no_password, NULL);
+		key = PEM_read_bio_PrivateKey(key_bio, NULL, no_password, NULL);
+		if (certificate == NULL || key == NULL || X509_check_private_key(certificate, key) != 1)
+		{
+			*hint = "Set fini.client_cert_file and fini.client_key_file to files that were made for each other.";
+			problem = "Certificate and private key do not belong together.";
+		}
+		else if (ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &end) == 1)
+			*expires = timegm(&end);
+	}
+	ERR_clear_error();
+	X509_free(certificate);
+	EVP_PKEY_free(key);
+	BIO_free(certificate_bio);
+	BIO_free(key_bio);
+	return problem;
 }
 
 /*

@@ -167,13 +167,41 @@ fini_shared_note_error(FiniSlotShared *slot, const char *message)
 	LWLockRelease(fini_shared_slot_lock(slot));
 }
 
+void
+fini_shared_note_settled(void)
+{
+	FiniSlotShared *slot = fini_shared_my_slot();
+
+	if (slot == NULL)
+		return;
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->settled_at = GetCurrentTimestamp();
+	LWLockRelease(fini_shared_slot_lock(slot));
+}
+
+void
+fini_shared_endpoint_stopped(FiniSlotShared *slot, int endpoint)
+{
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->stopped |= UINT32_C(1) << endpoint;
+	LWLockRelease(fini_shared_slot_lock(slot));
+}
+
+void
+fini_shared_endpoints_resumed(FiniSlotShared *slot)
+{
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->stopped = 0;
+	LWLockRelease(fini_shared_slot_lock(slot));
+}
+
 static void
 request_memory(void)
 {
 	if (previous_request_hook)
 		previous_request_hook();
 	RequestAddinShmemSpace(add_size(mul_size(slot_count, sizeof(FiniSlotShared)),
-									fini_stat_shmem_size(slot_count)));
+									add_size(fini_stat_shmem_size(slot_count), fini_version_shmem_size())));
 	RequestNamedLWLockTranche(TRANCHE_NAME, 1 + slot_count);
 }
 
@@ -209,6 +237,7 @@ startup_memory(void)
 	}
 	fini_throttle_startup(slot_count, &locks[0].lock);
 	fini_stat_shmem_startup(slot_count);
+	fini_version_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -18,6 +18,8 @@
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
 
+#include "version.h"
+
 #define FINI_MAX_TOKEN			4096
 #define FINI_MAX_PUBLIC_KEY		2048
 #define FINI_MAX_MESSAGE		512
@@ -52,6 +54,9 @@ typedef struct FiniSlotShared
 	TimestampTz last_start_at;	/* of a worker that reached its database */
 	int			starts;			/* of workers that did not live long */
 	uint64		settled_serial; /* grows with every settle, for fini.wait */
+	TimestampTz settled_at;		/* an operation ended */
+	char		worker_version[FINI_MAX_VERSION];	/* of the library that the worker runs */
+	uint32		stopped;		/* endpoints not used until fini.resume, as bits 1 << FiniEndpointId */
 
 	/* access token and public key, with the settings they belong to */
 	uint8		fingerprint[FINI_FINGERPRINT_LEN];
@@ -106,5 +111,12 @@ extern void fini_shared_wake_at_commit(void);
 
 /* note an error for fini.status; no secrets, no personal data */
 extern void fini_shared_note_error(FiniSlotShared *slot, const char *message);
+
+/* for the worker: operations have ended, which fini.check looks at */
+extern void fini_shared_note_settled(void);
+
+/* for the worker: an endpoint is not used any more until fini.resume; all of them are again */
+extern void fini_shared_endpoint_stopped(FiniSlotShared *slot, int endpoint);
+extern void fini_shared_endpoints_resumed(FiniSlotShared *slot);
 
 #endif							/* FINI_SHARED_H */

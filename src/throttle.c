@@ -32,6 +32,7 @@
 #include "http.h"
 #include "settings.h"
 #include "throttle.h"
+#include "wait.h"
 
 #define MAX_TICKETS		9600	/* upper bound of fini.rate_limit */
 #define MAX_COMPANY		64
@@ -222,7 +223,7 @@ fini_throttle_wait(FiniTicket *ticket, int max_wait_ms)
 								   wait / 1000, fini_guc_rate_limit, fini_guc_rate_window),
 						 errhint("Try again later; nothing was sent.")));
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 Max(1, Min(wait / 1000 + 1, 1000)), PG_WAIT_EXTENSION);
+							 Max(1, Min(wait / 1000 + 1, 1000)), fini_wait_event(FINI_WAIT_THROTTLE));
 			ResetLatch(MyLatch);
 			CHECK_FOR_INTERRUPTS();
 			wait = fini_throttle_take(FINI_THROTTLE_INTERACTIVE, ticket);
@@ -259,6 +260,24 @@ fini_throttle_hold(int64 duration_us)
 	company = &companies[find_company(now)];
 	company->held_until = Max(company->held_until, now + duration_us);
 	LWLockRelease(throttle_lock);
+}
+
+int
+fini_throttle_in_use(int64 *held_us)
+{
+	int64		now = fini_monotonic_us();
+	int64		window = (int64) fini_guc_rate_window * 1000;
+	CompanyShared *company;
+	int			live = 0;
+
+	LWLockAcquire(throttle_lock, LW_EXCLUSIVE);
+	company = &companies[find_company(now)];
+	for (int i = 0; i < MAX_TICKETS && company->entry[i].stamp != 0; i++)
+		live += company->entry[i].stamp == IN_USE || company->entry[i].stamp + window > now;
+	if (held_us != NULL)
+		*held_us = Max(company->held_until - now, 0);
+	LWLockRelease(throttle_lock);
+	return live;
 }
 
 /*

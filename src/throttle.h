@@ -51,6 +51,9 @@ extern void fini_throttle_give_back(FiniTicket *ticket);
 /* nothing was sent after all; the ticket does not count */
 extern void fini_throttle_cancel(FiniTicket *ticket);
 
+/* how many places of the window are taken, and for how long nobody may send after a 429; either may be NULL */
+extern int	fini_throttle_in_use(int64 *held_us);
+
 /* the gateway said 429: nobody of the company sends for this long */
 extern void fini_throttle_hold(int64 duration_us);
 

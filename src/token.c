@@ -18,6 +18,7 @@
 #include "error.h"
 #include "settings.h"
 #include "token.h"
+#include "wait.h"
 
 static bool copy_fresh(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int64 now);
 static void raise_failure(FiniSlotShared *slot);
@@ -79,7 +80,7 @@ fini_token_wait(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int timeou
 		}
 		/* woken by the worker; or look again in case it went away */
 		ConditionVariableTimedSleep(&slot->changed, Max(1, Min(left / 1000, 1000)),
-									PG_WAIT_EXTENSION);
+									fini_wait_event(FINI_WAIT_TOKEN));
 	}
 	ConditionVariableCancelSleep();
 }

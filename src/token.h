@@ -11,6 +11,7 @@
 
 #include "postgres.h"
 
+#include "answer.h"
 #include "http.h"
 #include "shared.h"
 
@@ -47,6 +48,25 @@ extern bool fini_token_completed(FiniSlotShared *slot, FiniHttpRequest *req);
 
 /* for the worker: settings changed, or it starts: what was fetched under others goes */
 extern void fini_token_settings_changed(FiniSlotShared *slot);
+
+/*
+ * Fill in the request for a token, all of it in CurrentMemoryContext; raises
+ * FINI_ERRCODE_NOT_CONFIGURED for settings and key files.  Besides the worker
+ * only fini.check sends it, and shares what it gets with nobody.
+ */
+extern void fini_token_request(FiniHttpRequest *http);
+
+/*
+ * Public key (DER, into FINI_MAX_PUBLIC_KEY bytes) and the gateway's clock out
+ * of an answer of crypto/meta; false when they are not there or not usable.
+ */
+extern bool fini_token_read_key(const FiniAnswer *answer, uint8 *der, int *der_len, int64 *server_ms);
+
+/* our own clock, in epoch milliseconds */
+extern int64 fini_token_clock_ms(void);
+
+/* fits, and can stand in a header */
+extern bool fini_token_plausible(const char *token);
 
 /* for the worker: the last fetch failed and why, into a palloc'd text; NULL when it went well */
 extern char *fini_token_failure(FiniSlotShared *slot);

@@ -48,15 +48,12 @@ static int64 backoff_us[2];
 static int64 not_before_us[2];
 
 static bool start_fetch(FiniSlotShared *slot, bool for_key);
-static void prepare_token_request(void);
 static bool prepare_key_request(FiniSlotShared *slot);
 static void end_fetch(void);
 static void take_token(FiniSlotShared *slot);
 static void take_key(FiniSlotShared *slot);
 static void fail(FiniSlotShared *slot, int sqlstate, const char *error, const char *detail);
 static void succeed(FiniSlotShared *slot);
-static bool plausible_token(const char *token);
-static int64 wall_clock_ms(void);
 
 long
 fini_token_service(FiniSlotShared *slot)
@@ -158,61 +155,8 @@ fini_token_settings_changed(FiniSlotShared *slot)
 	ConditionVariableBroadcast(&slot->changed);
 }
 
-/*
- * False when the throttle has no room just now.  What goes wrong while the
- * request is prepared (a setting, a key file) ends the attempt as a failure.
- */
-static bool
-start_fetch(FiniSlotShared *slot, bool for_key)
-{
-	MemoryContext old = CurrentMemoryContext;
-
-	if (fini_throttle_take(FINI_THROTTLE_INTERACTIVE, &fetch.ticket) > 0)
-		return false;
-
-	fetch.context = AllocSetContextCreate(TopMemoryContext, "fini token", ALLOCSET_SMALL_SIZES);
-	fetch.for_key = for_key;
-	memset(&fetch.http, 0, sizeof(fetch.http));
-	MemoryContextSwitchTo(fetch.context);
-	PG_TRY();
-	{
-		bool		ready = true;
-
-		if (for_key)
-			ready = prepare_key_request(slot);
-		else
-			prepare_token_request();
-		if (ready)
-		{
-			fetch.http.max_answer = 1024 * 1024;
-			fetch.http.timeout_ms = Min(FETCH_TIMEOUT, fini_guc_request_timeout);
-			fetch.sent_at_ms = wall_clock_ms();
-			fini_http_start(&fetch.http);
-		}
-		else
-		{
-			fini_throttle_give_back(&fetch.ticket);
-			end_fetch();
-		}
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(fetch.context);
-		error = CopyErrorData();
-		FlushErrorState();
-		fini_throttle_give_back(&fetch.ticket);
-		fail(slot, error->sqlerrcode, error->message, error->detail);
-		end_fetch();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	return true;
-}
-
-static void
-prepare_token_request(void)
+void
+fini_token_request(FiniHttpRequest *http)
 {
 	static const char *headers[] = {"Accept: application/json", "Accept-Language: en-US", NULL};
 	char	   *url;
@@ -237,11 +181,111 @@ prepare_token_request(void)
 	fini_buffer_append(body, "&client_assertion=", 18);
 	fini_buffer_append(body, machine, strlen(machine));
 
-	fetch.http.url = url;
-	fetch.http.body = body->data;
-	fetch.http.body_len = body->len;
-	fetch.http.content_type = "application/x-www-form-urlencoded";
-	fetch.http.headers = headers;
+	http->url = url;
+	http->body = body->data;
+	http->body_len = body->len;
+	http->content_type = "application/x-www-form-urlencoded";
+	http->headers = headers;
+}
+
+bool
+fini_token_plausible(const char *token)
+{
+	Size		len = strlen(token);
+
+	if (len == 0 || len >= FINI_MAX_TOKEN)
+		return false;
+	for (Size i = 0; i < len; i++)
+	{
+		if (token[i] <= ' ' || token[i] >= 0x7f)
+			return false;
+	}
+	return true;
+}
+
+bool
+fini_token_read_key(const FiniAnswer *answer, uint8 *der, int *der_len, int64 *server_ms)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	JsonbValue *data = getKeyJsonValueFromContainer(&answer->json->root, "data", 4, NULL);
+	char	   *key = NULL;
+	char	   *server_time = NULL;
+	volatile int len = 0;
+
+	if (data != NULL && data->type == jbvBinary)
+	{
+		key = fini_answer_field(data->val.binary.data, "publicKey");
+		server_time = fini_answer_field(data->val.binary.data, "serverTimestamp");
+	}
+	if (key == NULL || server_time == NULL ||
+		strspn(server_time, "0123456789") != strlen(server_time) || strlen(server_time) > 15)
+		return false;
+	PG_TRY();
+	{
+		len = fini_envelope_decode_public_key(key, strlen(key), der, FINI_MAX_PUBLIC_KEY);
+	}
+	PG_CATCH();
+	{
+		FlushErrorState();
+		MemoryContextSwitchTo(caller);
+	}
+	PG_END_TRY();
+	*der_len = len;
+	*server_ms = strtoll(server_time, NULL, 10);
+	return len > 0;
+}
+
+/*
+ * False when the throttle has no room just now.  What goes wrong while the
+ * request is prepared (a setting, a key file) ends the attempt as a failure.
+ */
+static bool
+start_fetch(FiniSlotShared *slot, bool for_key)
+{
+	MemoryContext old = CurrentMemoryContext;
+
+	if (fini_throttle_take(FINI_THROTTLE_INTERACTIVE, &fetch.ticket) > 0)
+		return false;
+
+	fetch.context = AllocSetContextCreate(TopMemoryContext, "fini token", ALLOCSET_SMALL_SIZES);
+	fetch.for_key = for_key;
+	memset(&fetch.http, 0, sizeof(fetch.http));
+	MemoryContextSwitchTo(fetch.context);
+	PG_TRY();
+	{
+		bool		ready = true;
+
+		if (for_key)
+			ready = prepare_key_request(slot);
+		else
+			fini_token_request(&fetch.http);
+		if (ready)
+		{
+			fetch.http.max_answer = 1024 * 1024;
+			fetch.http.timeout_ms = Min(FETCH_TIMEOUT, fini_guc_request_timeout);
+			fetch.sent_at_ms = fini_token_clock_ms();
+			fini_http_start(&fetch.http);
+		}
+		else
+		{
+			fini_throttle_give_back(&fetch.ticket);
+			end_fetch();
+		}
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(fetch.context);
+		error = CopyErrorData();
+		FlushErrorState();
+		fini_throttle_give_back(&fetch.ticket);
+		fail(slot, error->sqlerrcode, error->message, error->detail);
+		end_fetch();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	return true;
 }
 
 /* false when the token has gone in the meantime */
@@ -309,7 +353,7 @@ take_token(FiniSlotShared *slot)
 
 	expires_in = fini_answer_field(&json->root, "expires_in");
 	life_us = expires_in != NULL ? (int64) (strtod(expires_in, NULL) * 1000000.0) : 0;
-	if (!plausible_token(token) || life_us < 1000000 || life_us > INT64CONST(86400000000))
+	if (!fini_token_plausible(token) || life_us < 1000000 || life_us > INT64CONST(86400000000))
 	{
 		fail(slot, FINI_ERRCODE_TOKEN_REFUSED, "the token endpoint's answer cannot be used",
 			 "The token or its expires_in is not plausible.");
@@ -333,11 +377,9 @@ take_key(FiniSlotShared *slot)
 {
 	FiniHttpRequest *http = &fetch.http;
 	FiniAnswer *answer;
-	JsonbValue *data;
-	char	   *key = NULL;
-	char	   *volatile server_time = NULL;
 	uint8		der[FINI_MAX_PUBLIC_KEY];
-	volatile int der_len = 0;
+	int			der_len;
+	int64		server_ms;
 
 	MemoryContextSwitchTo(fetch.context);
 	if (http->outcome != FINI_HTTP_ANSWERED)
@@ -348,7 +390,6 @@ take_key(FiniSlotShared *slot)
 	if (http->status == 401)
 		fini_token_refused(slot, slot->token_generation);
 	answer = fini_answer_parse(http->answer->data, http->answer->len);
-	data = answer != NULL ? getKeyJsonValueFromContainer(&answer->json->root, "data", 4, NULL) : NULL;
 	if (http->status != 200 || answer == NULL || strcmp(answer->code, "0") != 0)
 	{
 		fail(slot, http->status == 403 || http->status == 404 ? FINI_ERRCODE_NOT_ENTITLED : FINI_ERRCODE_TOKEN_REFUSED,
@@ -358,26 +399,7 @@ take_key(FiniSlotShared *slot)
 					  answer ? fini_answer_clean_text(answer->message, NULL) : "no message"));
 		return;
 	}
-	if (data != NULL && data->type == jbvBinary)
-	{
-		key = fini_answer_field(data->val.binary.data, "publicKey");
-		server_time = fini_answer_field(data->val.binary.data, "serverTimestamp");
-	}
-	if (key != NULL && server_time != NULL)
-	{
-		PG_TRY();
-		{
-			der_len = fini_envelope_decode_public_key(key, strlen(key), der, sizeof(der));
-		}
-		PG_CATCH();
-		{
-			FlushErrorState();
-			MemoryContextSwitchTo(fetch.context);
-		}
-		PG_END_TRY();
-	}
-	if (der_len <= 0 || server_time == NULL || strspn(server_time, "0123456789") != strlen(server_time) ||
-		strlen(server_time) > 15)
+	if (!fini_token_read_key(answer, der, &der_len, &server_ms))
 	{
 		fail(slot, FINI_ERRCODE_ENVELOPE, "the gateway's public key or clock cannot be used",
 			 "crypto/meta answered with something that is no RSA key of 2048 to 8192 bits, or no timestamp.");
@@ -391,8 +413,7 @@ take_key(FiniSlotShared *slot)
 	slot->key_fetched_us = http->started_us;
 	slot->key_fetched_at = GetCurrentTimestamp();
 	/* the gateway looked at its clock in the middle of the round trip, as far as we know */
-	slot->clock_offset_ms = strtoll(server_time, NULL, 10) -
-		(fetch.sent_at_ms + http->duration_us / 2000);
+	slot->clock_offset_ms = server_ms - (fetch.sent_at_ms + http->duration_us / 2000);
 	LWLockRelease(fini_shared_slot_lock(slot));
 	succeed(slot);
 }
@@ -434,24 +455,8 @@ succeed(FiniSlotShared *slot)
 	ConditionVariableBroadcast(&slot->changed);
 }
 
-/* fits, and can stand in a header */
-static bool
-plausible_token(const char *token)
-{
-	Size		len = strlen(token);
-
-	if (len == 0 || len >= FINI_MAX_TOKEN)
-		return false;
-	for (Size i = 0; i < len; i++)
-	{
-		if (token[i] <= ' ' || token[i] >= 0x7f)
-			return false;
-	}
-	return true;
-}
-
-static int64
-wall_clock_ms(void)
+int64
+fini_token_clock_ms(void)
 {
 	struct timeval tv;
 

@@ -51,6 +51,7 @@
 #include "settings.h"
 #include "shared.h"
 #include "token.h"
+#include "wait.h"
 #include "worker.h"
 
 #define RESTART_SECONDS		1
@@ -244,14 +245,14 @@ run(void)
 		/* a call that came while we looked has set the flag and the latch */
 		if (pg_atomic_read_u32(&slot->wake) != 0)
 			timeout = 0;
-		http = fini_http_next(timeout, PG_WAIT_EXTENSION);
+		http = fini_http_next(timeout, fini_wait_event(quiet ? FINI_WAIT_WORKER : FINI_WAIT_GATEWAY));
 		while (http != NULL)
 		{
 			MemoryContextSwitchTo(loop_context);
 			if (!fini_token_completed(slot, http) && !fini_find_completed(slot, http) &&
 				!fini_funding_completed(slot, http))
 				(void) fini_flight_completed(slot, http);
-			http = fini_http_next(0, PG_WAIT_EXTENSION);
+			http = fini_http_next(0, fini_wait_event(FINI_WAIT_GATEWAY));
 		}
 	}
 }
@@ -278,6 +279,8 @@ claim_slot(void)
 	slot->worker_procno = fini_compat_my_proc_number();
 	slot->worker_state = FINI_WORKER_WAITING;
 	slot->worker_started_at = GetCurrentTimestamp();
+	strlcpy(slot->worker_version, FINI_VERSION, sizeof(slot->worker_version));
+	slot->stopped = 0;
 	LWLockRelease(fini_shared_slot_lock(slot));
 	before_shmem_exit(release_slot, 0);
 	ConditionVariableBroadcast(&slot->changed);
@@ -412,7 +415,7 @@ database_settings(void)
 static void
 wait_for_wake(long timeout_ms)
 {
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout_ms, PG_WAIT_EXTENSION);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout_ms, fini_wait_event(FINI_WAIT_WORKER));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
@@ -429,6 +432,7 @@ take_requests(void)
 	{
 		fini_flight_resume_endpoints();
 		fini_funding_resume();
+		fini_shared_endpoints_resumed(slot);
 	}
 }
 

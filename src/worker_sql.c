@@ -19,6 +19,7 @@
 #include "compat.h"
 #include "http.h"
 #include "shared.h"
+#include "wait.h"
 
 PG_FUNCTION_INFO_V1(fini_sql_wake);
 PG_FUNCTION_INFO_V1(fini_sql_cluster);
@@ -67,7 +68,7 @@ fini_sql_wait_for_settle(PG_FUNCTION_ARGS)
 		LWLockRelease(fini_shared_slot_lock(slot));
 		if (serial != known || left <= 0)
 			break;
-		(void) ConditionVariableTimedSleep(&slot->changed, Max(1, left / 1000), PG_WAIT_EXTENSION);
+		(void) ConditionVariableTimedSleep(&slot->changed, Max(1, left / 1000), fini_wait_event(FINI_WAIT_SETTLE));
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_INT64(serial);
