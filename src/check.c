@@ -33,7 +33,7 @@ static void check_server(FiniCheck *check);
 static void check_library(FiniCheck *check);
 static void check_worker(FiniCheck *check);
 static void check_settings(FiniCheck *check);
-static void complain(StringInfo text, const char *format,...) pg_attribute_printf(2, 3);
+static void complain(StringInfo text, const char *format,...) __attribute__((format(printf, 2, 3)));
 static void check_throttle(FiniCheck *check);
 
 /* fini._check(subscriptions_needed, funding_needed): item, ok, detail; in no particular order */

@@ -43,7 +43,7 @@ typedef struct FiniCheck
 } FiniCheck;
 
 /* check.c: add a row; the format's result is the detail */
-extern void fini_check_put(FiniCheck *check, const char *item, FiniCheckResult result, const char *format,...) pg_attribute_printf(4, 5);
+extern void fini_check_put(FiniCheck *check, const char *item, FiniCheckResult result, const char *format,...) __attribute__((format(printf, 4, 5)));
 
 /* the item was not tested, because of what another one found */
 extern void fini_check_skip(FiniCheck *check, const char *item, const char *because_of);
