@@ -6,6 +6,8 @@
 #	make bench		measurements		make bench-quick	the same in two minutes
 #	make torture	kills and faults without end: TORTURE="--seed 7 --kills 200 --operations 50000" (docs/torture.md)
 #	make gateway	the sandbox gateway	make installcheck	regression tests on a server of one's own
+#	make fuzz		the parsers under libFuzzer		make fuzz-smoke	the same for a minute (docs/testing.md)
+#	make test-asan	the suite under AddressSanitizer	make test-valgrind	its core under valgrind
 #	make lint		gcc and clang with all warnings, shellcheck, perl -c
 #
 # demo, test and bench install the Debian packages that are missing, as root or through sudo.
@@ -53,6 +55,14 @@ bench-quick:
 	@$(run) test/bench/run --quick
 torture:
 	@$(run) test/torture/run $(TORTURE)
+fuzz:
+	@$(run) test/fuzz/run $(FUZZ)
+fuzz-smoke:
+	@$(run) test/fuzz/run --smoke
+test-asan:
+	@$(run) test/sanitizer/run $(TESTS)
+test-valgrind:
+	@$(run) test/sanitizer/run --valgrind $(TESTS)
 gateway:
 	+@$(MAKE) -C test/gateway RELEASE=$(if $(filter 1,$(WERROR)),0,1)
 clean-gateway:
@@ -60,4 +70,4 @@ clean-gateway:
 lint:
 	@$(run) test/lint
 
-.PHONY: all install installcheck clean demo test bench bench-quick torture gateway clean-gateway lint
+.PHONY: all install installcheck clean demo test bench bench-quick torture fuzz fuzz-smoke test-asan test-valgrind gateway clean-gateway lint

@@ -40,7 +40,7 @@ typedef struct FiniAnswerEntry
 	const char *error_message;
 } FiniAnswerEntry;
 
-/* JSON text in the database encoding; NULL when it is no JSON object with a code */
+/* JSON text in the database encoding, a NUL behind it; NULL when it is no JSON object with a code */
 extern FiniAnswer *fini_answer_parse(const char *text, Size len);
 
 /* is data what a page of a query has: an array, or nothing (null, {} or absent)? */
@@ -61,7 +61,7 @@ extern Jsonb *fini_answer_field_jsonb(JsonbContainer *object, const char *name);
 /* the object itself as jsonb */
 extern Jsonb *fini_answer_jsonb(JsonbContainer *object);
 
-/* JSON text to jsonb, or NULL: raises nothing for what the text says, nor for bytes that are no text */
+/* JSON text, a NUL behind it, to jsonb, or NULL: raises nothing for what the text says, nor for bytes that are no text */
 extern Jsonb *fini_answer_to_jsonb(const char *text, Size len);
 
 /*

@@ -59,7 +59,8 @@ check_parts(CURLU *handle, const char *url, bool proxy)
 	c = strstr(url, "://");
 	if (c == NULL || c[3] == '/' || !has_part(handle, CURLUPART_HOST))
 		return "The URL has no host.";
-	if (!proxy && (has_part(handle, CURLUPART_USER) || has_part(handle, CURLUPART_PASSWORD)))
+	/* libcurl does not show empty ones, as in https://@host */
+	if (!proxy && memchr(c + 3, '@', strcspn(c + 3, "/")) != NULL)
 		return "The URL must not hold credentials.";
 	if (strchr(url, '?') != NULL || strchr(url, '#') != NULL)
 		return "The URL must not have a query or a fragment.";
