@@ -96,41 +96,12 @@ CREATE TABLE fini.control (
 INSERT INTO fini.control DEFAULT VALUES;
 COMMENT ON TABLE fini.control IS 'whether this cluster may send: armed for its system identifier, data directory and timeline, and not paused; operations up to doubt_below are looked for at FINI before they are sent';
 
-CREATE TABLE fini.reconcile_run (
-	run_id			bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-	relation		regclass NOT NULL,
-	ipo_id			text NOT NULL,
-	local			bigint NOT NULL DEFAULT 0,
-	remote			bigint NOT NULL DEFAULT 0,
-	matched			bigint NOT NULL DEFAULT 0,
-	discrepancies	bigint NOT NULL DEFAULT 0,
-	started_at		timestamptz NOT NULL DEFAULT clock_timestamp(),
-	finished_at		timestamptz
-);
-COMMENT ON TABLE fini.reconcile_run IS 'reconciliations of a table with FINI''s records of one IPO';
-
-CREATE TABLE fini.discrepancy (
-	run_id		bigint NOT NULL REFERENCES fini.reconcile_run ON DELETE CASCADE,
-	kind		text NOT NULL CHECK (kind IN ('missing_at_fini', 'missing_locally', 'field_differs',
-											  'status_differs', 'duplicate_at_fini', 'record_id_differs')),
-	own_ref		text,
-	record_id	text,
-	field		text,
-	local		text,
-	remote		text
-);
-CREATE INDEX discrepancy_run ON fini.discrepancy (run_id, kind);
-COMMENT ON TABLE fini.discrepancy IS 'what a reconciliation found; personal fields by name only';
-
 SELECT pg_catalog.pg_extension_config_dump('fini.attachment', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.submission', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.submission_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.request', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.unwritten', '');
-SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run', '');
-SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run_run_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('fini.discrepancy', '');
 
 ----------------------------------------------------------------------
 -- Building blocks
@@ -549,47 +520,245 @@ COMMENT ON FUNCTION fini.wait(text, interval) IS 'waits until nothing is open, w
 -- Reconciling
 ----------------------------------------------------------------------
 
+-- reached: the last operation, or key of a candidate, of the slices done in the phases rows and candidates
+CREATE TABLE fini.reconcile_run (
+	run_id			bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	relation		regclass NOT NULL,
+	ipo_id			text NOT NULL,
+	state			text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'finished', 'failed', 'cancelled')),
+	local			bigint NOT NULL DEFAULT 0,
+	remote			bigint NOT NULL DEFAULT 0,
+	matched			bigint NOT NULL DEFAULT 0,
+	discrepancies	bigint NOT NULL DEFAULT 0,
+	started_at		timestamptz NOT NULL DEFAULT clock_timestamp(),
+	finished_at		timestamptz,
+	started_by		text NOT NULL,
+	background		boolean NOT NULL,
+	phase			text NOT NULL DEFAULT 'pages' CHECK (phase IN ('pages', 'rows', 'candidates')),
+	pages			bigint NOT NULL DEFAULT 0,
+	cursor			text,
+	reached			bigint NOT NULL DEFAULT 0,
+	progress_at		timestamptz,
+	failures		integer NOT NULL DEFAULT 0,
+	not_before		timestamptz,
+	error			text
+) WITH (fillfactor = 50);
+CREATE UNIQUE INDEX reconcile_run_running ON fini.reconcile_run (relation, ipo_id) WHERE state = 'running';
+COMMENT ON TABLE fini.reconcile_run IS 'reconciliations of a table with FINI''s records of one IPO, and how far those under way have come';
+
+CREATE TABLE fini.discrepancy (
+	run_id		bigint NOT NULL REFERENCES fini.reconcile_run ON DELETE CASCADE,
+	kind		text NOT NULL CHECK (kind IN ('missing_at_fini', 'missing_locally', 'field_differs',
+											  'status_differs', 'duplicate_at_fini', 'record_id_differs')),
+	own_ref		text,
+	record_id	text,
+	field		text,
+	local		text,
+	remote		text
+);
+CREATE INDEX discrepancy_run ON fini.discrepancy (run_id, kind);
+COMMENT ON TABLE fini.discrepancy IS 'what a reconciliation found; personal fields by name only';
+
+-- 256 neighbouring operations to a bucket; a page adds a row to each bucket that it has operations of
+CREATE TABLE fini.reconcile_seen (
+	run_id		bigint NOT NULL REFERENCES fini.reconcile_run ON DELETE CASCADE,
+	bucket		bigint NOT NULL,
+	operations	bigint[] NOT NULL
+);
+CREATE INDEX reconcile_seen_bucket ON fini.reconcile_seen (run_id, bucket);
+COMMENT ON TABLE fini.reconcile_seen IS 'of runs under way: operations whose record is at FINI, active';
+
+-- kind: that of a discrepancy, or other (an active record that is not the one its row knows) or foreign (one without a row)
+CREATE TABLE fini.reconcile_candidate (
+	run_id		bigint NOT NULL REFERENCES fini.reconcile_run ON DELETE CASCADE,
+	key			bigint NOT NULL,
+	kind		text NOT NULL,
+	own_ref		text NOT NULL,
+	record_id	text,
+	field		text,
+	local		text,
+	remote		text,
+	standing	bigint
+);
+CREATE INDEX reconcile_candidate_key ON fini.reconcile_candidate (run_id, key);
+CREATE INDEX reconcile_candidate_record_id ON fini.reconcile_candidate (run_id, record_id) WHERE record_id IS NOT NULL;
+COMMENT ON TABLE fini.reconcile_candidate IS 'of runs under way: what may become a discrepancy; personal fields by name only';
+
+SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run_run_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.discrepancy', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_seen', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_candidate', '');
+
 CREATE FUNCTION fini.reconcile(relation regclass, ipo_id text, OUT run_id bigint, OUT local bigint, OUT remote bigint,
 	OUT matched bigint, OUT discrepancies bigint, OUT started_at timestamptz, OUT finished_at timestamptz)
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'fini_sql_reconcile';
-COMMENT ON FUNCTION fini.reconcile(regclass, text) IS 'compares every row of the table for this IPO with every record at FINI';
+COMMENT ON FUNCTION fini.reconcile(regclass, text) IS 'compares every row of the table for this IPO with every record at FINI, now and in this transaction';
+
+CREATE FUNCTION fini.start_reconcile(relation regclass, ipo_id text) RETURNS bigint
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'fini_sql_start_reconcile';
+COMMENT ON FUNCTION fini.start_reconcile(regclass, text) IS 'has the worker compare every row of the table for this IPO with every record at FINI; returns the run_id at once';
+
+CREATE FUNCTION fini._forget_runs(older_than interval) RETURNS bigint
+LANGUAGE sql VOLATILE AS $$
+	WITH gone AS (
+		DELETE FROM fini.reconcile_run r WHERE r.state <> 'running' AND r.finished_at < clock_timestamp() - older_than RETURNING 1
+	)
+	SELECT count(*) FROM gone
+$$;
+COMMENT ON FUNCTION fini._forget_runs(interval) IS 'deletes reconciliation runs that ended longer ago, with their discrepancies; returns how many';
+
+CREATE FUNCTION fini._end_reconcile(run_id bigint, state text, error text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+	run fini.reconcile_run;
+	retention interval := current_setting('fini.reconcile_retention', true)::interval;
+BEGIN
+	UPDATE fini.reconcile_run r SET state = _end_reconcile.state, error = _end_reconcile.error, not_before = NULL,
+		finished_at = clock_timestamp()
+	WHERE r.run_id = _end_reconcile.run_id AND r.state = 'running'
+	RETURNING r.* INTO run;
+	IF NOT FOUND THEN
+		RETURN false;
+	END IF;
+	DELETE FROM fini.reconcile_seen x WHERE x.run_id = run.run_id;
+	DELETE FROM fini.reconcile_candidate x WHERE x.run_id = run.run_id;
+	PERFORM pg_notify('fini', json_build_object('event', 'reconciled', 'run_id', run.run_id, 'ipo_id', run.ipo_id,
+		'state', run.state, 'discrepancies', run.discrepancies)::text);
+	IF retention > interval '0' THEN
+		PERFORM fini._forget_runs(retention);
+	END IF;
+	RETURN true;
+END $$;
+COMMENT ON FUNCTION fini._end_reconcile(bigint, text, text) IS 'ends a run under way: its state, its work tables, the announcement, and runs past their retention';
+
+CREATE FUNCTION fini.cancel_reconcile(run_id bigint) RETURNS boolean
+LANGUAGE plpgsql STRICT VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	ended boolean := fini._end_reconcile(run_id, 'cancelled', format('cancelled by %s', session_user));
+BEGIN
+	PERFORM fini._wake();
+	RETURN ended;
+END $$;
+COMMENT ON FUNCTION fini.cancel_reconcile(bigint) IS 'ends a run of the worker''s; false when it has ended already or there is none';
+
+CREATE FUNCTION fini.wait_reconcile(run_id bigint, timeout interval DEFAULT '1 hour') RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	deadline timestamptz := clock_timestamp() + timeout;
+	next_notice timestamptz := clock_timestamp() + interval '1 second';
+	serial bigint := -1;
+	run fini.reconcile_run;
+	mine boolean;
+	last_text text;
+	this_text text;
+BEGIN
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RAISE active_sql_transaction USING MESSAGE = 'fini.wait_reconcile cannot see progress in this transaction',
+			DETAIL = format('Its isolation level is %s.', current_setting('transaction_isolation')),
+			HINT = 'Call it at isolation level read committed.';
+	END IF;
+	LOOP
+		-- the serial is read before the table, so that no end falls in between
+		serial := fini._wait_for_settle(serial,
+			greatest(0, least(1000, extract(epoch FROM deadline - clock_timestamp()) * 1000))::integer);
+		SELECT * INTO run FROM fini.reconcile_run r WHERE r.run_id = wait_reconcile.run_id;
+		IF NOT FOUND THEN
+			RAISE undefined_object USING MESSAGE = format('there is no reconciliation run %s', run_id),
+				HINT = 'fini.start_reconcile returns the run_id.';
+		END IF;
+		IF run.state <> 'running' THEN
+			RETURN true;
+		END IF;
+		SELECT fini._is_mine(r.xmin) INTO mine FROM fini.reconcile_run r WHERE r.run_id = run.run_id;
+		IF mine AND pg_current_xact_id_if_assigned() IS NOT NULL THEN
+			RAISE active_sql_transaction USING MESSAGE = 'fini.wait_reconcile would wait for its own transaction',
+				DETAIL = 'The worker begins with the run after this transaction commits.',
+				HINT = 'Commit first, then wait.';
+		END IF;
+		IF clock_timestamp() >= next_notice THEN
+			this_text := format('%s pages, %s records%s', run.pages, run.remote, ', ' || run.error);
+			IF this_text IS DISTINCT FROM last_text THEN
+				RAISE NOTICE '%', this_text;
+				last_text := this_text;
+			END IF;
+			next_notice := clock_timestamp() + interval '1 second';
+		END IF;
+		IF clock_timestamp() >= deadline THEN
+			RETURN false;
+		END IF;
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION fini.wait_reconcile(bigint, interval) IS 'waits until a run has ended, with progress as notices; true when it has, false when the time is up';
 
 /*
  * Mending.  A record that FINI does not have is added again; one that it has
  * too many is invalidated by its record ID; a difference in fields or status
  * is mended towards the local row; a differing record ID is adopted.
  */
-CREATE FUNCTION fini.repair(run_id bigint, kinds text[] DEFAULT NULL) RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION fini.repair_plan(run_id bigint, kinds text[] DEFAULT NULL, OUT own_ref text, OUT record_id text, OUT kind text,
+	OUT operation text)
+RETURNS SETOF record LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	run fini.reconcile_run;
 	-- a record without a row may be somebody else's: it is withdrawn only when that is asked for by name
 	wanted_kinds text[] := coalesce(kinds, '{missing_at_fini,field_differs,status_differs,duplicate_at_fini,record_id_differs}');
-	n bigint;
-	adopted bigint[];
 BEGIN
-	SELECT * INTO run FROM fini.reconcile_run r WHERE r.run_id = repair.run_id;
-	IF run.finished_at IS NULL THEN
-		RAISE undefined_object USING MESSAGE = format('there is no finished reconciliation run %s', repair.run_id),
-			HINT = 'fini.reconcile returns the run_id.';
+	SELECT * INTO run FROM fini.reconcile_run r WHERE r.run_id = repair_plan.run_id;
+	IF run.state IS DISTINCT FROM 'finished' THEN
+		RAISE undefined_object USING MESSAGE = format('there is no finished reconciliation run %s', repair_plan.run_id),
+			HINT = 'fini.reconcile and fini.start_reconcile return the run_id.';
 	END IF;
 	IF NOT coalesce(kinds, '{}') <@ '{missing_at_fini,missing_locally,field_differs,status_differs,duplicate_at_fini,record_id_differs}' THEN
 		RAISE invalid_parameter_value USING MESSAGE = 'unknown kind of discrepancy',
 			HINT = 'The kinds are those of the column kind of fini.discrepancy.';
 	END IF;
 
-	-- adopt: the operation that gave the record gets the identifier that FINI has; a row
-	-- that FINI has although we never heard of its acceptance becomes an accepted add
-	WITH found AS (
-		SELECT d.own_ref, d.record_id,
-			(SELECT s.id FROM fini.submission s WHERE s.own_ref = d.own_ref AND s.relation = run.relation
+	-- never on top of something that is open, or has been asked for or settled since the run began
+	RETURN QUERY
+	SELECT DISTINCT d.own_ref, d.record_id, d.kind, x.operation
+	FROM fini.discrepancy d,
+		LATERAL (SELECT CASE d.kind
+							WHEN 'missing_at_fini' THEN 'add'
+							WHEN 'status_differs' THEN CASE WHEN d.local = 'withdrawn' THEN 'invalidate' ELSE 'add' END
+							WHEN 'field_differs' THEN 'change'
+							WHEN 'missing_locally' THEN 'invalidate'
+							WHEN 'duplicate_at_fini' THEN 'invalidate'
+							WHEN 'record_id_differs' THEN 'adopt' END AS operation) x
+	WHERE d.run_id = run.run_id AND d.kind = ANY (wanted_kinds) AND d.own_ref IS NOT NULL
+	  AND (x.operation = 'add' OR d.record_id IS NOT NULL)
+	  AND d.field IS DISTINCT FROM 'ownRef'		-- FINI changes no own_ref
+	  AND NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = d.own_ref AND (s.state IN ('queued', 'sending', 'unknown')
+					  OR s.created_at >= run.started_at OR s.settled_at >= run.started_at))
+	ORDER BY 1, 3, 2;
+END $$;
+COMMENT ON FUNCTION fini.repair_plan(bigint, text[]) IS 'what fini.repair would do now, and does not: one row for each operation';
+
+CREATE FUNCTION fini.repair(run_id bigint, kinds text[] DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	run fini.reconcile_run;
+	n bigint;
+	adopted bigint[];
+BEGIN
+	-- two at once would both find nothing under way
+	SELECT * INTO run FROM fini.reconcile_run r WHERE r.run_id = repair.run_id FOR UPDATE;
+
+	WITH plan AS MATERIALIZED (
+		SELECT * FROM fini.repair_plan(repair.run_id, kinds)
+	), found AS (
+		-- adopt: the operation that gave the record gets the identifier that FINI has; a row
+		-- that FINI has although we never heard of its acceptance becomes an accepted add
+		SELECT p.own_ref, p.record_id,
+			(SELECT s.id FROM fini.submission s WHERE s.own_ref = p.own_ref AND s.relation = run.relation
 			 AND s.state = 'accepted' AND NOT s.stray ORDER BY s.id DESC LIMIT 1) AS id
-		FROM fini.discrepancy d
-		WHERE d.run_id = run.run_id AND d.kind = 'record_id_differs' AND d.kind = ANY (wanted_kinds)
-		  AND NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = d.own_ref AND (s.state IN ('queued', 'sending', 'unknown')
-						  OR s.created_at >= run.started_at OR s.settled_at >= run.started_at))
+		FROM plan p WHERE p.operation = 'adopt'
 	), mended AS (
 		UPDATE fini.submission s SET record_id = found.record_id FROM found WHERE s.id = found.id RETURNING s.id
 	), heard_of AS (
@@ -597,40 +766,28 @@ BEGIN
 		SELECT run.relation, found.own_ref, run.ipo_id, 'add', 'accepted', found.record_id, clock_timestamp()
 		FROM found WHERE found.id IS NULL
 		RETURNING id
-	)
-	SELECT array_agg(id) INTO adopted FROM (SELECT id FROM mended UNION ALL SELECT id FROM heard_of) a;
-
-	-- never on top of something that is open, or has been done since the run began
-	WITH wanted AS (
-		SELECT DISTINCT d.own_ref, x.operation, x.record_id, d.kind IN ('missing_locally', 'duplicate_at_fini') AS stray
-		FROM fini.discrepancy d,
-			LATERAL (SELECT CASE d.kind
-								WHEN 'missing_at_fini' THEN 'add'
-								WHEN 'status_differs' THEN CASE WHEN d.local = 'withdrawn' THEN 'invalidate' ELSE 'add' END
-								WHEN 'field_differs' THEN 'change'
-								WHEN 'missing_locally' THEN 'invalidate'
-								WHEN 'duplicate_at_fini' THEN 'invalidate' END AS operation,
-							CASE WHEN d.kind IN ('missing_locally', 'duplicate_at_fini', 'status_differs', 'field_differs')
-								THEN d.record_id END AS record_id) x
-		WHERE d.run_id = run.run_id AND d.kind = ANY (wanted_kinds) AND x.operation IS NOT NULL
-		  AND NOT EXISTS (SELECT FROM fini.submission s WHERE s.own_ref = d.own_ref AND (s.state IN ('queued', 'sending', 'unknown')
-						  OR s.created_at >= run.started_at OR s.settled_at >= run.started_at))
 	), forgotten AS (
 		-- what FINI does not have (any more) stands no longer: an add must not turn into a change
 		UPDATE fini.submission s SET state = 'failed', error_code = 'not_at_fini',
 			error_message = format('reconciliation run %s did not find its record', run.run_id)
-		FROM wanted w
-		WHERE w.operation = 'add' AND s.own_ref = w.own_ref AND s.relation = run.relation AND s.state = 'accepted' AND NOT s.stray
+		FROM plan p
+		WHERE p.operation = 'add' AND s.own_ref = p.own_ref AND s.relation = run.relation AND s.state = 'accepted' AND NOT s.stray
 		RETURNING s.id
 	), mending AS (
+		-- a record that is not its row's is withdrawn without the row's application
 		INSERT INTO fini.submission (relation, own_ref, ipo_id, operation, record_id, stray)
-		SELECT run.relation, w.own_ref, run.ipo_id, w.operation, CASE WHEN w.operation <> 'add' THEN w.record_id END, w.stray
-		FROM wanted w WHERE w.own_ref IS NOT NULL
+		SELECT DISTINCT run.relation, p.own_ref, run.ipo_id, p.operation, CASE WHEN p.operation <> 'add' THEN p.record_id END,
+			p.operation = 'invalidate' AND (p.kind <> 'status_differs' OR NOT EXISTS (
+				SELECT FROM fini.submission s WHERE s.own_ref = p.own_ref AND s.relation = run.relation AND s.record_id = p.record_id
+				AND s.state = 'accepted' AND NOT s.stray))
+		FROM plan p WHERE p.operation <> 'adopt'
 		RETURNING id, ipo_id, operation
 	), queued AS (
 		INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM mending
 	)
-	SELECT count(*) INTO n FROM mending;
+	SELECT (SELECT count(*) FROM mending),
+		(SELECT array_agg(a.id) FROM (SELECT m.id FROM mended m UNION ALL SELECT h.id FROM heard_of h) a)
+	INTO n, adopted;
 
 	IF adopted IS NOT NULL THEN
 		PERFORM fini._write_back(adopted);
@@ -1117,7 +1274,8 @@ DECLARE
 	submitter constant text[] := '{encrypt_field,decrypt_field,encrypt_fields,decrypt_fields,wrap_key,sign,ipo_list,ipo_refdata,
 		subscription_add,subscription_change,subscription_invalidate,subscription_query,funding_query,funding_confirm,
 		submit,invalidate,cancel,retry,wait,reconcile,repair,
-		refresh_ipos,refresh_funding,confirm_funding,cancel_funding}';
+		refresh_ipos,refresh_funding,confirm_funding,cancel_funding,
+		start_reconcile,cancel_reconcile,wait_reconcile,repair_plan}';
 	operator constant text[] := '{jwks,check,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset}';
 	-- what views and invoker functions of the level call
 	reader_internal constant text[] := '{_worker,_cluster,_may_send,_stat_endpoint}';

@@ -27,6 +27,7 @@ static FiniEndpointState endpoint_states[FINI_OPERATION_INVALIDATE + 1];
 static bool work = true;		/* the queue may hold something claimable */
 static int64 next_due_us = 0;	/* when something deferred becomes due; 0: nothing */
 static int64 throttle_until_us = 0;
+static int64 sends = 0;
 
 static bool queue_is_empty(void);
 static bool claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket);
@@ -212,6 +213,18 @@ fini_flight_sent(void)
 	foreach(cell, flights)
 		n += ((FiniFlight *) lfirst(cell))->state == FINI_FLIGHT_SENT;
 	return n;
+}
+
+bool
+fini_flight_backlog(void)
+{
+	return work || throttle_until_us != 0;
+}
+
+int64
+fini_flight_sends(void)
+{
+	return sends;
 }
 
 List *
@@ -401,6 +414,7 @@ send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTi
 	PG_TRY();
 	{
 		fini_call_send(flight->call, access);
+		sends++;
 		flight->state = FINI_FLIGHT_SENT;
 		flight->looked_in_vain = false;
 	}

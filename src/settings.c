@@ -47,6 +47,8 @@ int			fini_guc_rate_window = 60000;
 int			fini_guc_batch_size = 1000;
 int			fini_guc_max_in_flight = 4;
 int			fini_guc_max_attempts = 100;
+int			fini_guc_reconcile_share = 50;
+int			fini_guc_reconcile_retention = 90 * 24 * 60;
 char	   *fini_guc_encrypted_fields = NULL;
 char	   *fini_guc_authorised_status = NULL;
 char	   *fini_guc_invalidated_status = NULL;
@@ -271,6 +273,12 @@ define_traffic(void)
 	define_int("fini.max_attempts", "Sendings in a row that were not processed, after which the worker gives a request up.",
 			   "Its operations are failed then, and fini.retry puts them back. Pauses between sendings grow up to half a minute.",
 			   &fini_guc_max_attempts, 100, 1, 1000000, 0);
+	define_int("fini.reconcile_share", "Part of fini.rate_limit that fini.start_reconcile may use, in percent.",
+			   "While the queue holds more than can be sent, it is one request in ten.",
+			   &fini_guc_reconcile_share, 50, 1, 100, 0);
+	define_int("fini.reconcile_retention", "How long reconciliation runs and what they found are kept.",
+			   "Older ones go when a later run ends. 0 keeps them.",
+			   &fini_guc_reconcile_retention, 90 * 24 * 60, 0, INT_MAX, GUC_UNIT_MIN);
 }
 
 /* what is in a request */

@@ -348,6 +348,34 @@ fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, voi
 	fini_identity_leave(&saved);
 }
 
+int64
+fini_source_count(FiniSource *source, const char *ipo_id)
+{
+	StringInfoData sql;
+	FiniIdentity saved;
+	Oid			types[1] = {source->ipo_id->type};
+	Datum		args[1];
+	Oid			input;
+	Oid			ioparam;
+	int64		count;
+	bool		isnull;
+	int			rc;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT count(*) FROM ONLY %s WHERE %s = $1", source->table, quote_identifier(source->ipo_id->column));
+	getTypeInputInfo(source->ipo_id->type, &input, &ioparam);
+	args[0] = OidInputFunctionCall(input, unconstify(char *, ipo_id), ioparam, -1);
+
+	fini_identity_enter_owner(&saved, source->owner);
+	rc = SPI_execute_with_args(sql.data, 1, types, args, NULL, false, 0);
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "could not count the rows of table %s: %s", source->table, SPI_result_code_string(rc));
+	count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	fini_identity_leave(&saved);
+	return count;
+}
+
 bool
 fini_source_is_write_back(Oid relid)
 {

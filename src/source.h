@@ -105,6 +105,9 @@ extern void fini_source_write_back(FiniSource *source, int n, const FiniOutcome 
 typedef void (*FiniSourceBatch) (void *arg, int n, char **own_refs, char **ipo_ids);
 extern void fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, void *arg);
 
+/* how many rows the table has for an IPO, as the table's owner */
+extern int64 fini_source_count(FiniSource *source, const char *ipo_id);
+
 /*
  * Has the trigger that is running been fired by our own write-back to this
  * table?  Not so for what users' triggers do in its course.

@@ -48,6 +48,7 @@
 #include "flight.h"
 #include "funding.h"
 #include "http.h"
+#include "reconcile_worker.h"
 #include "settings.h"
 #include "shared.h"
 #include "token.h"
@@ -219,6 +220,7 @@ run(void)
 			looked_us = fini_monotonic_us();
 			fini_flight_work_arrived();
 			fini_funding_work_arrived();
+			fini_reconcile_arrived();
 			take_requests();
 		}
 
@@ -233,11 +235,14 @@ run(void)
 			}
 			fini_find_service(slot);
 			fini_funding_dispatch(slot);
+			fini_reconcile_service(slot, true);
 			fini_flight_dispatch(slot);
+			fini_reconcile_service(slot, false);
 			timeout = shortest(timeout, fini_token_service(slot));
 			timeout = shortest(timeout, fini_find_timeout());
 			timeout = shortest(timeout, fini_flight_timeout());
 			timeout = shortest(timeout, fini_funding_timeout());
+			timeout = shortest(timeout, fini_reconcile_timeout());
 		}
 		quiet = fini_flight_count() == 0 && fini_http_running() == 0;
 		set_state(quiet ? FINI_WORKER_IDLE : FINI_WORKER_BUSY);
@@ -250,7 +255,7 @@ run(void)
 		{
 			MemoryContextSwitchTo(loop_context);
 			if (!fini_token_completed(slot, http) && !fini_find_completed(slot, http) &&
-				!fini_funding_completed(slot, http))
+				!fini_funding_completed(slot, http) && !fini_reconcile_completed(slot, http))
 				(void) fini_flight_completed(slot, http);
 			http = fini_http_next(0, fini_wait_event(FINI_WAIT_GATEWAY));
 		}
