@@ -278,7 +278,7 @@ define_traffic(void)
 			   &fini_guc_reconcile_share, 50, 1, 100, 0);
 	define_int("fini.reconcile_retention", "How long reconciliation runs and what they found are kept.",
 			   "Older ones go when a later run ends. 0 keeps them.",
-			   &fini_guc_reconcile_retention, 90 * 24 * 60, 0, INT_MAX, GUC_UNIT_MIN);
+			   &fini_guc_reconcile_retention, 90 * 24 * 60, 0, 10 * 365 * 24 * 60, GUC_UNIT_MIN);
 }
 
 /* what is in a request */
