@@ -5,6 +5,7 @@
 #	make test		every test, on throw-away servers; TESTS="t/name.pl sql/name.sql" for some
 #	make bench		measurements		make bench-quick	the same in two minutes
 #	make torture	kills and faults without end: TORTURE="--seed 7 --kills 200 --operations 50000" (docs/torture.md)
+#	make size		reconciling 1,000,000 rows with 1,000,000 records: SIZE=20000 for less
 #	make gateway	the sandbox gateway	make installcheck	regression tests on a server of one's own
 #	make fuzz		the parsers under libFuzzer		make fuzz-smoke	the same for a minute (docs/testing.md)
 #	make test-asan	the suite under AddressSanitizer	make test-valgrind	its core under valgrind
@@ -63,6 +64,9 @@ test-asan:
 	@$(run) test/sanitizer/run $(TESTS)
 test-valgrind:
 	@$(run) test/sanitizer/run --valgrind $(TESTS)
+SIZE = 1000000
+size:
+	@$(run) FINI_RECONCILE_ROWS=$(SIZE) FINI_TEST_DEADLINE=14400 PG_TEST_TIMEOUT_DEFAULT=7200 test/run t/070_reconcile.pl
 gateway:
 	+@$(MAKE) -C test/gateway RELEASE=$(if $(filter 1,$(WERROR)),0,1)
 clean-gateway:
@@ -70,4 +74,4 @@ clean-gateway:
 lint:
 	@$(run) test/lint
 
-.PHONY: all install installcheck clean demo test bench bench-quick torture fuzz fuzz-smoke test-asan test-valgrind gateway clean-gateway lint
+.PHONY: all install installcheck clean demo test bench bench-quick torture size fuzz fuzz-smoke test-asan test-valgrind gateway clean-gateway lint

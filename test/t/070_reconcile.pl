@@ -21,6 +21,8 @@ my $fini = FiniTest->armed_cluster(settings => { 'fini.rate_limit' => 0 }, gatew
 	conf => "max_wal_size = 4GB\nshared_buffers = 256MB\nautovacuum_naptime = 5s\nrestart_after_crash = on\n");
 my $json = JSON::PP->new->utf8->canonical;
 
+# waiting by polling fini.submission would go through all of it each time
+sub settled { return $fini->sql("select fini.wait(timeout => '2 hours')") eq 't' || die "not settled\n" }
 sub worker_pid { return $fini->sql('select worker_pid from fini.status') }
 sub queries { return $fini->stats->{requests}{'subscriptions/query'} // 0 }
 sub applicant { my ($i) = @_; return { idType => 'PASSPORT', idCountryJurisdiction => 'GBR', idNum => sprintf('PX%07d', $i), fullNameEng => "SECRETNAME, Jane $i", fullNameChi => "\x{9673}$i" } }
@@ -56,7 +58,7 @@ $fini->sql(qq{
 	insert into applications (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng, full_name_chi)
 	select 'R' || lpad(i::text, 8, '0'), '1234', 1000 + i % 7 * 500, 'PASSPORT', 'GBR', 'PX' || lpad(i::text, 7, '0'), 'SECRETNAME, Jane ' || i, U&'\\9673' || i
 	from generate_series(1, $rows) i});
-$fini->wait_done;
+settled();
 is($fini->sql(q{select count(*) from applications where fini_state = 'accepted'}), $rows, 'all rows stand');
 note(sprintf '%d rows submitted in %.0f s', $rows, time - $began);
 
@@ -74,7 +76,7 @@ sub patch { my ($ref, $fields) = @_; $fini->admin('PATCH', "/records?ownRef=$ref
 sub expected { push @expected, join "\t", map { $_ // '\N' } @_; return }
 
 $fini->sql(q{select fini.invalidate('applications', string_to_array('} . join(',', map { own_ref($_) } @{ $plan{withdrawn} }) . q{', ','))});
-$fini->wait_done;
+settled();
 for my $i (@{ $plan{missing} })
 {
 	my $ref = own_ref($i);
@@ -225,7 +227,7 @@ is($fini->sql(qq{select fini.repair($run, '{missing_at_fini,missing_locally,fiel
 	$fini->sql('select count(*) from planned'), 'the repair does as much');
 is($fini->sql(qq{select count(*) from planned p where operation <> 'adopt' and not exists (select from fini.submission s
 	where s.id > $from and (s.own_ref, s.operation) = (p.own_ref, p.operation))}), 0, 'and the same');
-$fini->wait_done;
+settled();
 is($fini->sql(qq{select count(*) from fini.submission where id > $from and state <> 'accepted'}), 0, 'all of it is accepted');
 $run = $fini->sql(q{select fini.start_reconcile('applications', '1234')});
 is($fini->sql("select fini.wait_reconcile($run)"), 't', 'a run can be waited for');
