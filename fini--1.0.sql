@@ -104,6 +104,33 @@ SELECT pg_catalog.pg_extension_config_dump('fini.request', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.unwritten', '');
 
 ----------------------------------------------------------------------
+-- Deadlines: tables
+----------------------------------------------------------------------
+
+CREATE TABLE fini.deadline (
+	ipo_id		text PRIMARY KEY,
+	deadline	timestamptz NOT NULL,
+	set_by		text NOT NULL,
+	set_at		timestamptz NOT NULL DEFAULT clock_timestamp(),
+	missed		bigint NOT NULL DEFAULT 0,
+	warned_at	timestamptz,
+	passed_at	timestamptz
+);
+COMMENT ON TABLE fini.deadline IS 'deadlines of IPOs, after which nothing is sent for them; written by fini.set_deadline and the worker';
+
+-- see src/outbox_tally.c; the sum of n is the count
+CREATE TABLE fini.tally (
+	ipo_id	text NOT NULL,
+	state	text NOT NULL,
+	n		bigint NOT NULL,
+	at		timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (autovacuum_vacuum_threshold = 1000);
+COMMENT ON TABLE fini.tally IS 'how many operations of an IPO have ended in a state, as differences to be added up';
+
+SELECT pg_catalog.pg_extension_config_dump('fini.deadline', '');
+SELECT pg_catalog.pg_extension_config_dump('fini.tally', '');
+
+----------------------------------------------------------------------
 -- Building blocks
 ----------------------------------------------------------------------
 
@@ -413,7 +440,9 @@ BEGIN
 		UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'cancelled',
 			error_message = 'cancelled before it was sent'
 		WHERE s.id = ANY (ARRAY(SELECT id FROM gone))
-		RETURNING s.id
+		RETURNING s.id, s.ipo_id
+	), tallied AS (
+		INSERT INTO fini.tally (ipo_id, state, n) SELECT ipo_id, 'cancelled', count(*) FROM cancelled GROUP BY ipo_id
 	)
 	SELECT array_agg(id) INTO ids FROM cancelled;
 	IF ids IS NOT NULL THEN
@@ -438,16 +467,19 @@ BEGIN
 	WITH again AS (
 		UPDATE fini.submission s
 		SET state = 'queued', attempts = 0, request_id = NULL, error_code = NULL, error_message = NULL, not_before = NULL, settled_at = NULL
-		WHERE s.state = ANY (states)
+		FROM fini.submission o
+		WHERE o.id = s.id AND s.state = ANY (states)
 		  AND (retry.ipo_id IS NULL OR s.ipo_id = retry.ipo_id)
 		  AND (retry.relation IS NULL OR s.relation = retry.relation)
 		  AND (retry.own_refs IS NULL OR s.own_ref = ANY (retry.own_refs))
 		  AND NOT EXISTS (SELECT FROM fini.submission later
 						  WHERE later.own_ref = s.own_ref AND later.relation = s.relation AND later.id > s.id
 							AND later.state <> 'cancelled')
-		RETURNING s.id, s.ipo_id, s.operation
+		RETURNING s.id, s.ipo_id, s.operation, o.state
 	), queued AS (
 		INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM again
+	), tallied AS (
+		INSERT INTO fini.tally (ipo_id, state, n) SELECT ipo_id, state, -count(*) FROM again GROUP BY ipo_id, state
 	)
 	SELECT count(*) INTO n FROM again;
 	PERFORM fini._wake();
@@ -766,13 +798,19 @@ BEGIN
 		SELECT run.relation, found.own_ref, run.ipo_id, 'add', 'accepted', found.record_id, clock_timestamp()
 		FROM found WHERE found.id IS NULL
 		RETURNING id
+	), heard_tally AS (
+		INSERT INTO fini.tally (ipo_id, state, n) SELECT run.ipo_id, 'accepted', count(*) FROM heard_of HAVING count(*) > 0
 	), forgotten AS (
 		-- what FINI does not have (any more) stands no longer: an add must not turn into a change
 		UPDATE fini.submission s SET state = 'failed', error_code = 'not_at_fini',
 			error_message = format('reconciliation run %s did not find its record', run.run_id)
 		FROM plan p
 		WHERE p.operation = 'add' AND s.own_ref = p.own_ref AND s.relation = run.relation AND s.state = 'accepted' AND NOT s.stray
-		RETURNING s.id
+		RETURNING s.ipo_id
+	), forgotten_tally AS (
+		INSERT INTO fini.tally (ipo_id, state, n)
+		SELECT ipo_id, x.state, x.sign * count(*) FROM forgotten, (VALUES ('accepted', -1), ('failed', 1)) AS x(state, sign)
+		GROUP BY ipo_id, x.state, x.sign
 	), mending AS (
 		-- a record that is not its row's is withdrawn without the row's application
 		INSERT INTO fini.submission (relation, own_ref, ipo_id, operation, record_id, stray)
@@ -1074,6 +1112,127 @@ CREATE VIEW fini.status AS
 		 FROM fini.request q WHERE q.state IN ('sending', 'unknown')) r;
 COMMENT ON VIEW fini.status IS 'one row: the worker, what it may do, what it holds, what is open';
 
+----------------------------------------------------------------------
+-- Deadlines and progress
+----------------------------------------------------------------------
+
+CREATE FUNCTION fini._gateway_now() RETURNS timestamptz
+LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_gateway_now';
+COMMENT ON FUNCTION fini._gateway_now() IS 'now, by the gateway''s clock as far as it is known';
+
+CREATE FUNCTION fini._pace(OUT batch_size integer, OUT margin interval)
+LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_pace';
+COMMENT ON FUNCTION fini._pace() IS 'what the worker works with';
+
+CREATE FUNCTION fini._estimate(operations bigint, requests bigint) RETURNS interval
+LANGUAGE C STRICT VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_estimate';
+COMMENT ON FUNCTION fini._estimate(bigint, bigint) IS 'how long from now until FINI has decided so many operations, under the throttle and at the pace that was measured';
+
+CREATE FUNCTION fini.set_deadline(ipo_id text, deadline timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+	IF coalesce(ipo_id, '') = '' OR length(ipo_id) > 20 THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'ipo_id must have 1 to 20 characters';
+	END IF;
+	IF deadline IS NULL THEN
+		DELETE FROM fini.deadline d WHERE d.ipo_id = set_deadline.ipo_id;
+	ELSIF NOT isfinite(deadline) THEN
+		RAISE datetime_field_overflow USING MESSAGE = 'a deadline must be finite',
+			HINT = 'Give null to remove the deadline.';
+	ELSE
+		INSERT INTO fini.deadline AS d (ipo_id, deadline, set_by) VALUES (ipo_id, deadline, session_user)
+		ON CONFLICT ON CONSTRAINT deadline_pkey DO UPDATE
+		SET deadline = excluded.deadline, set_by = excluded.set_by, set_at = excluded.set_at,
+			missed = 0, passed_at = NULL;
+		IF deadline - (SELECT p.margin FROM fini._pace() p) <= fini._gateway_now() THEN
+			RAISE NOTICE 'the deadline of IPO % has passed: nothing more is sent for it, and what is queued becomes failed', ipo_id;
+		END IF;
+	END IF;
+	PERFORM fini._wake();
+END $$;
+COMMENT ON FUNCTION fini.set_deadline(text, timestamptz) IS 'nothing of this IPO is sent after the deadline, and IPOs with an earlier one go first; null removes it';
+
+/*
+ * Open operations are counted where they are few pages; ended ones are added
+ * up.  IPOs are in the order in which the worker serves them, so what lies ahead
+ * of each is the running sum.  Looking for what is in doubt takes one pass over
+ * the IPO's records.
+ */
+CREATE VIEW fini.progress AS
+	WITH part AS (
+		SELECT q.ipo_id, min(q.id) AS first_id, count(*) AS queued, (count(*) + k.batch_size - 1) / k.batch_size AS requests,
+			0::bigint AS sending, 0::bigint AS unknown, NULL::text AS state, 0::bigint AS n, 0::bigint AS lately
+		FROM fini.queue q, fini._pace() k GROUP BY q.ipo_id, q.operation, k.batch_size
+		UNION ALL
+		SELECT r.ipo_id, min(r.members[1]), 0, count(*) FILTER (WHERE r.state = 'unknown'),
+			coalesce(sum(cardinality(r.members)) FILTER (WHERE r.state = 'sending'), 0)::bigint,
+			coalesce(sum(cardinality(r.members)) FILTER (WHERE r.state = 'unknown'), 0)::bigint, NULL, 0, 0
+		FROM fini.request r WHERE r.state IN ('sending', 'unknown') AND r.operation IS NOT NULL GROUP BY r.ipo_id
+		UNION ALL
+		SELECT t.ipo_id, NULL, 0, 0, 0, 0, t.state, sum(t.n)::bigint,
+			coalesce(sum(t.n) FILTER (WHERE t.n > 0 AND t.at > clock_timestamp() - interval '1 minute'), 0)::bigint
+		FROM fini.tally t GROUP BY t.ipo_id, t.state
+		UNION ALL
+		SELECT d.ipo_id, NULL, 0, 0, 0, 0, NULL, 0, 0 FROM fini.deadline d
+	), ipo AS (
+		SELECT p.ipo_id, min(p.first_id) AS first_id, sum(p.queued)::bigint AS queued, sum(p.sending)::bigint AS sending,
+			sum(p.unknown)::bigint AS unknown,
+			coalesce(sum(p.n) FILTER (WHERE p.state = 'accepted'), 0)::bigint AS accepted,
+			coalesce(sum(p.n) FILTER (WHERE p.state = 'rejected'), 0)::bigint AS rejected,
+			coalesce(sum(p.n) FILTER (WHERE p.state = 'cancelled'), 0)::bigint AS cancelled,
+			coalesce(sum(p.n) FILTER (WHERE p.state = 'failed'), 0)::bigint AS failed,
+			coalesce(sum(p.lately) FILTER (WHERE p.state IN ('accepted', 'rejected')), 0)::bigint AS records_per_minute,
+			sum(p.requests)::bigint AS requests
+		FROM part p GROUP BY p.ipo_id
+	), served AS (
+		SELECT i.*, d.deadline, d.missed, i.queued + i.sending + i.unknown AS open, k.margin, c.now,
+			coalesce(d.deadline - k.margin <= c.now, false) AS passed
+		FROM ipo i LEFT JOIN fini.deadline d USING (ipo_id), fini._pace() k, (SELECT fini._gateway_now() AS now OFFSET 0) c
+	), ahead AS (
+		SELECT s.*, sum(CASE WHEN passed THEN 0 ELSE open END) OVER w AS operations_ahead,
+			sum(CASE WHEN passed THEN 0 ELSE requests + CASE WHEN unknown > 0 THEN accepted / 1000 + 1 ELSE 0 END END) OVER w AS requests_ahead
+		FROM served s WINDOW w AS (ORDER BY deadline NULLS LAST, first_id NULLS LAST ROWS UNBOUNDED PRECEDING)
+	), estimated AS (
+		SELECT a.*, CASE WHEN open > 0 AND NOT passed
+						THEN now + fini._estimate(operations_ahead::bigint, requests_ahead::bigint) END AS estimated_finish
+		FROM ahead a
+	)
+	SELECT ipo_id, queued, sending, unknown, accepted, rejected, cancelled, failed, records_per_minute, deadline, estimated_finish,
+		CASE WHEN deadline IS NOT NULL THEN missed = 0 AND (open = 0 OR coalesce(estimated_finish <= deadline - margin, false)) END AS on_time
+	FROM estimated;
+COMMENT ON VIEW fini.progress IS 'each IPO''s operations by state, its pace, and whether it will be finished by its deadline';
+
+CREATE FUNCTION fini._tally_differences(OUT ipo_id text, OUT state text, OUT tallied bigint, OUT counted bigint)
+RETURNS SETOF record LANGUAGE sql STABLE AS $$
+	SELECT x.ipo_id, x.state, sum(x.t)::bigint, sum(x.c)::bigint
+	FROM (SELECT t.ipo_id, t.state, t.n AS t, 0 AS c FROM fini.tally t
+		  UNION ALL
+		  SELECT s.ipo_id, s.state, 0, 1 FROM fini.submission s WHERE s.state IN ('accepted', 'rejected', 'cancelled', 'failed')) x
+	GROUP BY 1, 2 HAVING sum(x.t) <> sum(x.c)
+$$;
+COMMENT ON FUNCTION fini._tally_differences() IS 'where fini.tally and fini.submission disagree: nowhere, unless somebody has written to them';
+
+CREATE FUNCTION fini.recount() RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	n bigint;
+BEGIN
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RAISE active_sql_transaction USING MESSAGE = 'fini.recount must see what others have committed',
+			HINT = 'Call it at isolation level read committed.';
+	END IF;
+	-- a state and its tally change in one transaction, so one snapshot holds the whole difference; but two
+	-- of us must not mend it twice
+	LOCK TABLE fini.tally IN SHARE UPDATE EXCLUSIVE MODE;
+	INSERT INTO fini.tally (ipo_id, state, n, at)
+	SELECT d.ipo_id, d.state, d.counted - d.tallied, '-infinity' FROM fini._tally_differences() d;
+	GET DIAGNOSTICS n = ROW_COUNT;
+	RETURN n;
+END $$;
+COMMENT ON FUNCTION fini.recount() IS 'counts ended operations anew, after somebody has written to fini''s tables; returns how many counts were wrong';
+
 CREATE FUNCTION fini._stat_endpoint(OUT endpoint text, OUT calls bigint, OUT errors bigint, OUT retries bigint, OUT throttled bigint,
 	OUT entries bigint, OUT bytes bigint, OUT mean_ms double precision, OUT p50_ms double precision,
 	OUT p95_ms double precision, OUT p99_ms double precision)
@@ -1277,8 +1436,9 @@ DECLARE
 		refresh_ipos,refresh_funding,confirm_funding,cancel_funding,
 		start_reconcile,cancel_reconcile,wait_reconcile,repair_plan}';
 	operator constant text[] := '{jwks,check,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset}';
+	deadlines constant text[] := '{set_deadline,recount}';
 	-- what views and invoker functions of the level call
-	reader_internal constant text[] := '{_worker,_cluster,_may_send,_stat_endpoint}';
+	reader_internal constant text[] := '{_worker,_cluster,_may_send,_stat_endpoint,_pace,_estimate,_gateway_now}';
 	operator_internal constant text[] := '{_check,_check_worker,_check_version,_check_keys,_check_sending,_key_id}';
 	names text[];
 	f regprocedure;
@@ -1289,7 +1449,7 @@ BEGIN
 	CASE level
 		WHEN 'reader' THEN names := reader || reader_internal;
 		WHEN 'submitter' THEN names := reader || reader_internal || submitter;
-		WHEN 'operator' THEN names := reader || reader_internal || submitter || operator || operator_internal;
+		WHEN 'operator' THEN names := reader || reader_internal || submitter || operator || operator_internal || deadlines;
 		ELSE
 			RAISE invalid_parameter_value USING MESSAGE = format('there is no access level "%s"', level),
 				HINT = 'The levels are reader, submitter and operator, each including the one before.';

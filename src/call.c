@@ -257,6 +257,7 @@ prepare(FiniCall *call, FiniAccess *access)
 		call->http.url = fini_settings_url(call->path);
 		call->http.content_type = "application/json";
 		call->http.timeout_ms = call->timeout_ms;
+		call->http.send_until_us = call->send_until_us;
 		if (call->sealed)
 		{
 			call->envelope = fini_envelope_seal(call->payload->data, call->payload->len,

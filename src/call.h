@@ -32,6 +32,7 @@ typedef struct FiniCall
 	char		request_id[FINI_REQUEST_ID_LEN + 1];	/* kept over repetitions */
 	int			sendings;
 	int			timeout_ms;		/* 0: fini.request_timeout */
+	int64		send_until_us;	/* monotonic; not sent when it has not begun to leave by then; 0: no limit */
 
 	/* while it is under way */
 	MemoryContext attempt;		/* of the last sending and its answer */

@@ -15,9 +15,11 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "deadline.h"
 #include "entry.h"
 #include "error.h"
 #include "flight.h"
+#include "pace.h"
 #include "settings.h"
 #include "throttle.h"
 #include "token.h"
@@ -32,6 +34,7 @@ static int64 sends = 0;
 static bool queue_is_empty(void);
 static bool claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket);
 static bool claim_group(FiniFlight *flight, const FiniGroup *group);
+static int	batch_limit(FiniOperation operation);
 static void send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTicket *ticket);
 static void set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message);
 static FiniBuffer *build_payload(FiniFlight *flight);
@@ -332,7 +335,8 @@ claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 			FiniGroup  *group = lfirst(cell);
 			FiniEndpointState *endpoint = &endpoint_states[group->operation];
 
-			if (!endpoint->stopped && now >= endpoint->not_before_us)
+			if (!endpoint->stopped && now >= endpoint->not_before_us &&
+				fini_deadline_allows(slot, group, permission.doubt_below))
 				claimed = claim_group(flight, group);
 			if (claimed)
 				break;
@@ -356,6 +360,12 @@ claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 	}
 	fini_flight_commit();
 	MemoryContextSwitchTo(old);
+
+	/* a batch that is full says that there is more; one that is not says nothing */
+	if (!claimed)
+		fini_pace_backlog(slot, false);
+	else if (flight->batch.count >= batch_limit(flight->batch.operation))
+		fini_pace_backlog(slot, true);
 
 	/* rows that were refused locally, or put back as something else, are work done as well */
 	if (!claimed)
@@ -384,22 +394,35 @@ claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 static bool
 claim_group(FiniFlight *flight, const FiniGroup *group)
 {
-	FiniEndpointState *endpoint = &endpoint_states[group->operation];
-	int			limit = endpoint->batch_limit > 0 ? endpoint->batch_limit : fini_guc_batch_size;
-
 	flight->batch.ipo_id = group->ipo_id;
 	flight->batch.operation = group->operation;
 	flight->batch.count = 0;
-	fini_outbox_claim(&flight->batch, limit, flight->context);
+	fini_outbox_claim(&flight->batch, batch_limit(group->operation), flight->context);
 	return flight->batch.members != NULL;
+}
+
+static int
+batch_limit(FiniOperation operation)
+{
+	int			limit = endpoint_states[operation].batch_limit;
+
+	return limit > 0 ? limit : fini_guc_batch_size;
 }
 
 static void
 send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTicket *ticket)
 {
-	MemoryContext old = MemoryContextSwitchTo(flight->context);
+	MemoryContext old;
 	ErrorData  *volatile error = NULL;
+	int64		left = fini_deadline_left(slot, flight->batch.ipo_id);
 
+	if (left <= 0)
+	{
+		fini_throttle_cancel(ticket);
+		fini_deadline_stop(slot, flight);
+		return;
+	}
+	old = MemoryContextSwitchTo(flight->context);
 	if (flight->call == NULL)
 	{
 		flight->call = fini_call_create(fini_outbox_endpoint(flight->batch.operation), NULL);
@@ -409,6 +432,7 @@ send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTi
 		flight->call->payload = build_payload(flight);
 		MemoryContextSwitchTo(flight->context);
 	}
+	flight->call->send_until_us = left == PG_INT64_MAX ? 0 : fini_monotonic_us() + left;
 	flight->call->ticket = *ticket;
 	ticket->company = -1;
 	PG_TRY();

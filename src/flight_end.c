@@ -15,8 +15,10 @@
 #include "utils/memutils.h"
 
 #include "compat.h"
+#include "deadline.h"
 #include "error.h"
 #include "flight.h"
+#include "pace.h"
 #include "settings.h"
 
 #define MIN_PAUSE_US		INT64CONST(200000)
@@ -32,6 +34,7 @@ static void give_up_after_limit(FiniFlight *flight);
 static bool is_lost(const FiniFlight *flight);
 static void give_up_lost(FiniFlight *flight);
 static int64 pause_after(int failures);
+static bool judge_late(FiniFlight *flight);
 static bool must_look_again(FiniFlight *flight);
 
 bool
@@ -54,6 +57,7 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 	MemoryContextSwitchTo(flight->context);
 	fini_call_finish(call, slot);
 	flight->state = FINI_FLIGHT_READY;
+	fini_pace_request(slot, &call->ticket);
 	if (call->verdict == FINI_VERDICT_PROCESSED)
 		take_outcomes(flight);
 
@@ -146,6 +150,9 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 			give_up_after_limit(flight);
 			break;
 		case FINI_VERDICT_LATER:
+			/* the connection came too late for the deadline: nobody else need wait for that */
+			if (call->http.outcome == FINI_HTTP_NOT_SENT && fini_deadline_left(slot, flight->batch.ipo_id) <= 0)
+				break;
 			flight->failures++;
 			pause_flight(flight, endpoint);
 			fini_outbox_postponed(&flight->batch, call);
@@ -184,8 +191,11 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 			flight->rows = AllocSetContextCreate(flight->context, "fini flight rows", ALLOCSET_DEFAULT_SIZES);
 		MemoryContextReset(flight->rows);
 		fini_outbox_read_rows(&flight->batch, flight->rows);
-		again = must_look_again(flight);
+		if (fini_deadline_left(slot, flight->batch.ipo_id) <= 0)
+			again = judge_late(flight);
+		again = must_look_again(flight) || again;
 		fini_outbox_settle(&flight->batch, NULL);
+		fini_outbox_missed(&flight->batch);
 		fini_flight_keep_open_members(flight);
 	}
 	if (flight->batch.count > 0 && !again && flight->failures >= fini_guc_max_attempts)
@@ -423,6 +433,25 @@ pause_after(int failures)
 	int64		pause = Min(MIN_PAUSE_US << Min(failures - 1, 10), MAX_PAUSE_US);
 
 	return (int64) (pause * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
+}
+
+/*
+ * Absent, and too late to be sent again: failed, after a second look.  But what
+ * FINI says it has taken is looked for as long as without a deadline (true:
+ * once more), and must not be called absent when it shows no trace even then.
+ */
+static bool
+judge_late(FiniFlight *flight)
+{
+	if (flight->taken)
+	{
+		flight->absences++;
+		if (!is_lost(flight))
+			return true;
+		give_up_lost(flight);
+	}
+	fini_outbox_late(&flight->batch);
+	return false;
 }
 
 /*

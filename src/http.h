@@ -66,6 +66,7 @@ struct FiniHttpRequest
 	const char **headers;		/* NULL-terminated array of "Name: value"; secrets allowed */
 	Size		max_answer;		/* 0: FINI_HTTP_MAX_ANSWER */
 	int			timeout_ms;		/* 0: fini.request_timeout */
+	int64		send_until_us;	/* monotonic: not sent when its first byte has not left by then; 0: no limit */
 	void	   *owner;			/* the caller's */
 
 	/* filled on completion */

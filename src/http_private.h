@@ -31,6 +31,7 @@ typedef struct FiniTransfer
 	FiniHttpRequest *req;		/* may be gone once the guard has fired */
 	FiniTransferGuard *guard;	/* of http.c */
 	MemoryContext context;		/* for the answer */
+	int64		send_until_us;	/* monotonic; 0: no limit */
 	CURL	   *easy;
 	struct curl_slist *headers;
 
@@ -44,6 +45,7 @@ typedef struct FiniTransfer
 	int			sends;			/* how often libcurl began to send the request: 0 or 1 */
 	bool		resend_refused; /* it wanted to once more */
 	bool		too_large;
+	bool		too_late;		/* it was about to send after the time given */
 	char		message[CURL_ERROR_SIZE];
 
 	CURLcode	result;			/* when done */

@@ -79,6 +79,7 @@ fini_transfer_create(FiniHttpRequest *req, bool fresh_connection)
 	if (ok)
 	{
 		transfer->req = req;
+		transfer->send_until_us = req->send_until_us;
 		transfer->max = req->max_answer > 0 ? req->max_answer : FINI_HTTP_MAX_ANSWER;
 		transfer->retry_after = -1;
 
@@ -392,6 +393,11 @@ before_sending(void *arg, char *remote_ip, char *local_ip, int remote_port, int 
 		transfer->resend_refused = true;
 		return CURL_PREREQFUNC_ABORT;
 	}
+	if (transfer->send_until_us != 0 && fini_monotonic_us() >= transfer->send_until_us)
+	{
+		transfer->too_late = true;
+		return CURL_PREREQFUNC_ABORT;
+	}
 	transfer->sends++;
 	return CURL_PREREQFUNC_OK;
 }
@@ -408,6 +414,8 @@ describe_failure(const FiniTransfer *transfer, char *dst, Size size)
 
 	if (transfer->resend_refused)
 		strlcpy(dst, "the connection broke before an answer came", size);
+	else if (transfer->too_late)
+		strlcpy(dst, "the connection came too late for the deadline", size);
 	else if (transfer->header_bytes > MAX_HEADER_BYTES)
 		snprintf(dst, size, "the headers of the answer exceed %zu bytes", MAX_HEADER_BYTES);
 	else if (transfer->too_large || transfer->result == CURLE_FILESIZE_EXCEEDED)

@@ -17,6 +17,7 @@
 
 #include "postgres.h"
 
+#include "datatype/timestamp.h"
 #include "executor/spi.h"
 #include "nodes/pg_list.h"
 #include "utils/jsonb.h"
@@ -78,6 +79,8 @@ typedef struct FiniGroup
 {
 	const char *ipo_id;
 	FiniOperation operation;
+	int64		first_id;
+	TimestampTz deadline;		/* of the IPO; 0: none */
 } FiniGroup;
 
 /* --- enqueueing (outbox_enqueue.c) --- */
@@ -118,7 +121,7 @@ extern FiniPermission fini_outbox_may_send(void);
 /* on a new timeline, what is open is in doubt from now on */
 extern void fini_outbox_adopt_timeline(void);
 
-/* what could be claimed, oldest first */
+/* what could be claimed: the IPO with the earliest deadline first, those without one last, then the oldest */
 extern List *fini_outbox_groups(MemoryContext into);
 
 /* microseconds until the next deferred operation becomes due; -1: none */
@@ -155,6 +158,48 @@ extern void fini_outbox_settle(FiniBatch *batch, const FiniCall *call);
 
 /* does another operation of the own_ref already account for this record? */
 extern bool fini_outbox_knows_record(const char *own_ref, const char *record_id, int64 except_id);
+
+/* --- deadlines (outbox_deadline.c), for deadline.c --- */
+
+/* a row of fini.deadline */
+typedef struct FiniDeadline
+{
+	const char *ipo_id;
+	TimestampTz deadline;
+	bool		open;			/* not yet told that it has passed */
+
+	/* of fini_outbox_outlook only */
+	TimestampTz finish;			/* DT_NOBEGIN: nothing is open */
+	bool		warned;			/* told that it is at risk, last */
+	int64		missed;			/* operations that it has failed */
+	int64		operations;		/* that are open */
+} FiniDeadline;
+
+extern List *fini_outbox_deadlines(MemoryContext into);
+
+/* those that have not passed, with what fini.progress says of them */
+extern List *fini_outbox_outlook(MemoryContext into);
+
+/*
+ * Fail up to a thousand queued operations of the group with ids greater than
+ * *after, which moves on; how many.
+ */
+extern int	fini_outbox_fail_late(const FiniGroup *group, int64 *after);
+
+/* members without a state have missed the deadline; note how many have, when that is settled */
+extern void fini_outbox_late(FiniBatch *batch);
+extern void fini_outbox_missed(const FiniBatch *batch);
+
+/* notify, and remember; false when somebody is moving the deadline, or has */
+extern bool fini_outbox_deadline_event(const FiniDeadline *deadline, const char *event, bool warned, bool passed);
+
+/* --- counts of ended operations (outbox_tally.c) --- */
+
+/* count those of a batch that is being settled */
+extern void fini_outbox_tally(const FiniBatch *batch, bool decided_by_fini);
+
+/* old rows of fini.tally become one */
+extern void fini_outbox_fold_tally(void);
 
 /* --- outcomes into the users' rows (outbox_write_back.c) --- */
 

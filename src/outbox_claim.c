@@ -40,7 +40,8 @@ static FiniStatement groups_statement = {
 	" UNION ALL"
 	" SELECT n.* FROM g, LATERAL (SELECT q.ipo_id, q.operation, q.id FROM fini.queue q"
 	"  WHERE (q.ipo_id, q.operation) > (g.ipo_id, g.operation) ORDER BY q.ipo_id, q.operation, q.id LIMIT 1) n)"
-	" SELECT ipo_id, operation FROM g ORDER BY id"
+	" SELECT g.ipo_id, g.operation, g.id, d.deadline FROM g LEFT JOIN fini.deadline d ON d.ipo_id = g.ipo_id"
+	" ORDER BY d.deadline NULLS LAST, g.id"
 };
 
 static FiniStatement next_due_statement = {
@@ -138,9 +139,14 @@ fini_outbox_groups(MemoryContext into)
 	{
 		MemoryContext old = MemoryContextSwitchTo(into);
 		FiniGroup  *group = palloc(sizeof(FiniGroup));
+		Datum		deadline;
+		bool		isnull;
 
 		group->ipo_id = fini_outbox_column(i, 1, into);
 		group->operation = fini_outbox_operation(fini_outbox_column(i, 2, into));
+		group->first_id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 3, &isnull));
+		deadline = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 4, &isnull);
+		group->deadline = isnull ? 0 : DatumGetTimestampTz(deadline);
 		groups = lappend(groups, group);
 		MemoryContextSwitchTo(old);
 	}

@@ -78,7 +78,8 @@ static FiniStatement unqueue_moved_statement = {
 	"  WHERE q.ipo_id = u.ipo_id AND q.operation = 'add' AND q.id = u.id OFFSET 0) l WHERE u.state = 'queued' AND u.operation = 'add'))"
 	"  RETURNING id),"
 	" cancelled AS (UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'moved',"
-	"  error_message = 'own_ref or ipo_id changed before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM gone)) RETURNING s.id)"
+	"  error_message = 'own_ref or ipo_id changed before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM gone)) RETURNING s.ipo_id),"
+	" tallied AS (INSERT INTO fini.tally (ipo_id, state, n) SELECT ipo_id, 'cancelled', count(*) FROM cancelled GROUP BY ipo_id)"
 	" SELECT u.o FROM u WHERE u.id NOT IN (SELECT id FROM gone) LIMIT 1",
 	.nargs = 2, .types = {OIDOID, TEXTARRAYOID}
 };
@@ -97,9 +98,11 @@ static FiniStatement insert_moved_statement = {
 static FiniStatement unqueue_withdrawn_statement = {
 	.sql = "WITH gone AS (DELETE FROM fini.queue q USING fini.submission s"
 	"  WHERE s.own_ref = ANY ($2) AND s.relation = $1 AND s.state = 'queued' AND s.operation <> 'invalidate'"
-	"   AND q.ipo_id = s.ipo_id AND q.operation = s.operation AND q.id = s.id RETURNING q.id)"
-	" UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'withdrawn',"
-	"  error_message = 'withdrawn before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM gone)) RETURNING s.id, s.own_ref",
+	"   AND q.ipo_id = s.ipo_id AND q.operation = s.operation AND q.id = s.id RETURNING q.id),"
+	" cancelled AS (UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'withdrawn',"
+	"  error_message = 'withdrawn before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM gone)) RETURNING s.id, s.own_ref, s.ipo_id),"
+	" tallied AS (INSERT INTO fini.tally (ipo_id, state, n) SELECT ipo_id, 'cancelled', count(*) FROM cancelled GROUP BY ipo_id)"
+	" SELECT id, own_ref FROM cancelled",
 	.nargs = 2, .types = {OIDOID, TEXTARRAYOID}
 };
 

@@ -104,6 +104,7 @@ fini_outbox_settle(FiniBatch *batch, const FiniCall *call)
 	if (!anything)
 		return;
 	settle_final(batch);
+	fini_outbox_tally(batch, call != NULL);
 	requeue(batch);
 	if (call != NULL)
 		close_request(batch, call);

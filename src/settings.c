@@ -47,6 +47,7 @@ int			fini_guc_rate_window = 60000;
 int			fini_guc_batch_size = 1000;
 int			fini_guc_max_in_flight = 4;
 int			fini_guc_max_attempts = 100;
+int			fini_guc_deadline_margin = 2000;
 int			fini_guc_reconcile_share = 50;
 int			fini_guc_reconcile_retention = 90 * 24 * 60;
 char	   *fini_guc_encrypted_fields = NULL;
@@ -270,6 +271,9 @@ define_traffic(void)
 	define_int("fini.max_in_flight", "Most requests that the worker has under way at once.",
 			   "Raise it when answers are slow and fini.rate_limit is not used up.",
 			   &fini_guc_max_in_flight, 4, 1, 64, 0);
+	define_int("fini.deadline_margin", "How long before an IPO's deadline the worker stops sending for it.",
+			   "Long enough for a request to arrive: what leaves before must not reach FINI after the deadline.",
+			   &fini_guc_deadline_margin, 2000, 0, 600000, GUC_UNIT_MS);
 	define_int("fini.max_attempts", "Sendings in a row that were not processed, after which the worker gives a request up.",
 			   "Its operations are failed then, and fini.retry puts them back. Pauses between sendings grow up to half a minute.",
 			   &fini_guc_max_attempts, 100, 1, 1000000, 0);

@@ -30,6 +30,7 @@ extern int	fini_guc_rate_window;	/* ms */
 extern int	fini_guc_batch_size;
 extern int	fini_guc_max_in_flight;
 extern int	fini_guc_max_attempts;
+extern int	fini_guc_deadline_margin;
 extern int	fini_guc_reconcile_share;
 extern int	fini_guc_reconcile_retention;
 extern char *fini_guc_encrypted_fields;

@@ -33,6 +33,25 @@ typedef enum FiniWorkerState
 	FINI_WORKER_BUSY
 } FiniWorkerState;
 
+/* how fast the queue moves: pace.c */
+typedef struct FiniPaceShared
+{
+	/* what the worker works with; batch_size 0: nothing published yet */
+	int			batch_size;
+	int			rate_limit;
+	int64		rate_window_us;
+	int64		margin_us;
+
+	/* what FINI has decided while there was a backlog, in buckets closed and in the open one */
+	int64		closed_us;
+	int64		closed_operations;
+	bool		backlog;
+	int64		open_since_us;	/* monotonic */
+	int64		open_operations;
+
+	int64		held_us;		/* for which a request holds its ticket, on average */
+} FiniPaceShared;
+
 typedef struct FiniSlotShared
 {
 	/* fixed when the server starts */
@@ -82,6 +101,8 @@ typedef struct FiniSlotShared
 
 	char		last_error[FINI_MAX_MESSAGE];
 	TimestampTz last_error_at;
+
+	FiniPaceShared pace;
 } FiniSlotShared;
 
 /* to be called from _PG_init: reserves and later initialises the memory */

@@ -82,6 +82,7 @@ static void stop_counting(void);
 static void end_ticket(FiniTicket *ticket, int64 stamp);
 static bool has_turn(const CompanyShared *company, FiniThrottleClass class, int limit, int live, int live_interactive, int64 now);
 static int	share_kept(int limit);
+static int	compare_stamps(const void *a, const void *b);
 static void release_at_exit(int code, Datum arg);
 
 /*
@@ -137,6 +138,7 @@ fini_throttle_take(FiniThrottleClass class, FiniTicket *ticket)
 	CompanyShared *company;
 
 	ticket->company = -1;
+	ticket->taken_us = now;
 	if (!exit_callback_registered)
 	{
 		before_shmem_exit(release_at_exit, 0);
@@ -280,6 +282,50 @@ fini_throttle_in_use(int64 *held_us)
 	return live;
 }
 
+int64
+fini_throttle_forecast(int limit, int64 window_us, int64 held_us, int64 n, int64 *closed)
+{
+	int64	   *stamps = palloc(sizeof(int64) * MAX_TICKETS);
+	int64		now = fini_monotonic_us();
+	int64		cycle = window_us + held_us;
+	int			share = limit - share_kept(limit);
+	int			live = 0;
+	int64		place;
+	int64		leaves;
+
+	*closed = 0;
+	LWLockAcquire(throttle_lock, LW_SHARED);
+	for (int c = 0; c < company_count; c++)
+	{
+		if (companies[c].last_use == 0 || strncmp(companies[c].subject, fini_guc_agent_subject, MAX_COMPANY - 1) != 0)
+			continue;
+		*closed = Max(companies[c].held_until - now, 0);
+		for (int i = 0; i < MAX_TICKETS && companies[c].entry[i].stamp != 0; i++)
+		{
+			int64		stamp = companies[c].entry[i].stamp;
+
+			if (stamp == IN_USE)
+				stamps[live++] = cycle;
+			else if (stamp + window_us > now)
+				stamps[live++] = stamp + window_us - now;
+		}
+		break;
+	}
+	LWLockRelease(throttle_lock);
+	if (limit == 0 || n <= 0)
+	{
+		pfree(stamps);
+		return *closed;
+	}
+
+	/* the places as they become free, the first "share" of them; then the same again, one cycle later */
+	qsort(stamps, live, sizeof(int64), compare_stamps);
+	place = (n - 1) % share;
+	leaves = place < share - live ? 0 : stamps[place - (share - live)];
+	pfree(stamps);
+	return Max(*closed, leaves) + (n - 1) / share * cycle;
+}
+
 /*
  * The file, mapped and as large as asked (new parts are zero); or, where it
  * cannot be had, memory that outlives a crash but not a restart.
@@ -390,6 +436,15 @@ static int
 share_kept(int limit)
 {
 	return limit <= 1 ? 0 : Max(1, limit / 40);
+}
+
+static int
+compare_stamps(const void *a, const void *b)
+{
+	int64		x = *(const int64 *) a;
+	int64		y = *(const int64 *) b;
+
+	return (x > y) - (x < y);
 }
 
 /* a process that ends while it waits, or with tickets in hand: they count from now */

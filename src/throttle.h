@@ -29,6 +29,7 @@ typedef struct FiniTicket
 	int			company;		/* -1: none held */
 	int			entry;
 	uint32		generation;
+	int64		taken_us;		/* monotonic; stays when it has been given back */
 } FiniTicket;
 
 extern void fini_throttle_startup(int databases, LWLock *lock);
@@ -53,6 +54,13 @@ extern void fini_throttle_cancel(FiniTicket *ticket);
 
 /* how many places of the window are taken, and for how long nobody may send after a 429; either may be NULL */
 extern int	fini_throttle_in_use(int64 *held_us);
+
+/*
+ * Microseconds until the n-th request of the queue from now can leave, if the
+ * queue has n of them and others little; a ticket is held for held_us.
+ * *closed: how long nobody may send.
+ */
+extern int64 fini_throttle_forecast(int limit, int64 window_us, int64 held_us, int64 n, int64 *closed);
 
 /* the gateway said 429: nobody of the company sends for this long */
 extern void fini_throttle_hold(int64 duration_us);

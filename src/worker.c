@@ -44,6 +44,7 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
+#include "deadline.h"
 #include "find.h"
 #include "flight.h"
 #include "funding.h"
@@ -217,6 +218,7 @@ run(void)
 				settings = settings_now;
 			may_send = fini_flight_may_send();
 			fini_flight_write_late();
+			fini_deadline_look(slot);
 			looked_us = fini_monotonic_us();
 			fini_flight_work_arrived();
 			fini_funding_work_arrived();
@@ -225,6 +227,7 @@ run(void)
 		}
 
 		timeout = shortest(timeout, fini_token_service(slot));
+		timeout = shortest(timeout, fini_deadline_service(slot));
 		if (may_send)
 		{
 			if (!recovered)

@@ -1,0 +1,310 @@
+/*
+ * deadline.c
+ *		Deadlines of IPOs, in the worker.
+ *
+ * A request is held back at three places: no operation of an IPO whose deadline
+ * has passed is claimed, by what fini.deadline says in that very transaction; a
+ * request that has waited for token, throttle or connection is looked at again
+ * before it is sealed; and libcurl asks once more when it is connected and
+ * about to send the first byte.
+ *
+ * What is still queued then is failed a thousand at a time, between requests of
+ * other IPOs, so that neither a transaction nor the worker's loop becomes long.
+ * That is done on an armed cluster only: elsewhere the outbox may be older than
+ * FINI, and what it calls queued may stand there.  For the same reason
+ * operations of another timeline are claimed after the deadline as well: not to
+ * be sent, but to be looked for, as everything in doubt is.
+ */
+#include "postgres.h"
+
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "deadline.h"
+#include "pace.h"
+#include "settings.h"
+
+#define LOOK_AHEAD_US	INT64CONST(2000000)
+#define LOOK_AHEAD_COST 50		/* at most one part in so many of the time */
+#define RETRY_US		INT64CONST(2000000) /* what somebody else has locked */
+#define FOLD_US			INT64CONST(60000000)
+
+/* the estimate has to come back by so much before the warning is taken back */
+#define MIN_SLACK_US	INT64CONST(1000000)
+#define SLACK_PARTS		20		/* of the time left */
+
+static MemoryContext deadlines_context = NULL;
+static List *deadlines = NIL;
+
+/* monotonic */
+static int64 fail_due_us = 0;
+static int64 look_ahead_due_us = 0;
+static int64 fold_due_us = 0;
+
+/* how far the group whose operations are being failed has been gone through */
+static char failing_ipo[256];
+static FiniOperation failing_operation;
+static int64 failing_after;
+
+static void stop_flights(FiniSlotShared *slot);
+static int	fail_late(FiniSlotShared *slot);
+static int	fail_group(const FiniGroup *group, int64 doubt_below);
+static void look_ahead(FiniSlotShared *slot);
+static void judge_outlook(FiniSlotShared *slot, const FiniDeadline *deadline);
+static int64 time_left(FiniSlotShared *slot, TimestampTz deadline);
+static void fold(void);
+
+void
+fini_deadline_look(FiniSlotShared *slot)
+{
+	fini_pace_publish(slot);
+	if (deadlines_context == NULL)
+		deadlines_context = AllocSetContextCreate(TopMemoryContext, "fini deadlines", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(deadlines_context);
+	deadlines = NIL;
+	fini_flight_begin();
+	deadlines = fini_outbox_deadlines(deadlines_context);
+	fini_flight_commit();
+	fail_due_us = 0;
+}
+
+long
+fini_deadline_service(FiniSlotShared *slot)
+{
+	int64		now = fini_monotonic_us();
+	int64		due = PG_INT64_MAX;
+	bool		passed = false;
+	bool		open = false;
+	ListCell   *cell;
+
+	if (now >= fold_due_us)
+		fold();
+	foreach(cell, deadlines)
+	{
+		FiniDeadline *deadline = lfirst(cell);
+		int64		left = time_left(slot, deadline->deadline);
+
+		if (left <= 0)
+			passed = true;
+		else
+			due = Min(due, now + left);
+		open |= deadline->open;
+	}
+	if (passed)
+	{
+		stop_flights(slot);
+		if (now >= fail_due_us)
+			fail_due_us = fail_late(slot) > 0 ? now : now + RETRY_US;
+		due = Min(due, fail_due_us);
+	}
+	if (open)
+	{
+		if (now >= look_ahead_due_us)
+		{
+			look_ahead(slot);
+			now = fini_monotonic_us();
+		}
+		due = Min(due, look_ahead_due_us);
+	}
+	return due == PG_INT64_MAX ? -1 : (long) (Min(Max(due - now, 0), INT64CONST(60000000)) / 1000 + (due > now ? 1 : 0));
+}
+
+int64
+fini_deadline_left(FiniSlotShared *slot, const char *ipo_id)
+{
+	ListCell   *cell;
+
+	foreach(cell, deadlines)
+	{
+		FiniDeadline *deadline = lfirst(cell);
+
+		if (strcmp(deadline->ipo_id, ipo_id) == 0)
+			return time_left(slot, deadline->deadline);
+	}
+	return PG_INT64_MAX;
+}
+
+bool
+fini_deadline_allows(FiniSlotShared *slot, const FiniGroup *group, int64 doubt_below)
+{
+	/* in doubt by its age: claiming it is how it comes to be looked for */
+	if (group->first_id <= doubt_below)
+		return true;
+	return group->deadline == 0 || time_left(slot, group->deadline) > 0;
+}
+
+void
+fini_deadline_stop(FiniSlotShared *slot, FiniFlight *flight)
+{
+	MemoryContext old = MemoryContextSwitchTo(flight->context);
+
+	if (flight->doubted && flight->call == NULL)
+		flight->call = fini_call_create(fini_outbox_endpoint(flight->batch.operation), NULL);
+	fini_flight_begin();
+	MemoryContextSwitchTo(flight->context);
+	if (flight->doubted)
+	{
+		strlcpy(flight->call->code, "deadline", sizeof(flight->call->code));
+		strlcpy(flight->call->message, "the IPO's deadline passed while it was in doubt", sizeof(flight->call->message));
+		fini_outbox_doubt(&flight->batch, flight->call);
+		flight->state = FINI_FLIGHT_DOUBT;
+		flight->not_before_us = 0;
+	}
+	else
+	{
+		fini_outbox_late(&flight->batch);
+		fini_outbox_settle(&flight->batch, NULL);
+		fini_outbox_missed(&flight->batch);
+		flight->batch.count = 0;
+	}
+	fini_flight_commit();
+	MemoryContextSwitchTo(old);
+	if (flight->batch.count == 0)
+		fini_flight_end(flight);
+	fini_flight_settled(slot);
+}
+
+/* those that wait for their turn to be sent, or sent again */
+static void
+stop_flights(FiniSlotShared *slot)
+{
+	List	   *late = NIL;
+	ListCell   *cell;
+
+	foreach(cell, fini_flight_list())
+	{
+		FiniFlight *flight = lfirst(cell);
+
+		if (flight->state == FINI_FLIGHT_READY && fini_deadline_left(slot, flight->batch.ipo_id) <= 0)
+			late = lappend(late, flight);
+	}
+	foreach(cell, late)
+		fini_deadline_stop(slot, lfirst(cell));
+	list_free(late);
+}
+
+/* a batch of what is queued after its deadline; how many */
+static int
+fail_late(FiniSlotShared *slot)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fini late operations", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	FiniPermission permission;
+	int			failed = 0;
+
+	fini_flight_begin();
+	MemoryContextSwitchTo(context);
+	permission = fini_outbox_may_send();
+	if (permission.armed)
+	{
+		ListCell   *cell;
+
+		/* what is in doubt since a promotion must be known before anything is judged */
+		fini_outbox_adopt_timeline();
+		permission = fini_outbox_may_send();
+		foreach(cell, fini_outbox_groups(context))
+		{
+			FiniGroup  *group = lfirst(cell);
+
+			if (group->deadline != 0 && time_left(slot, group->deadline) <= 0)
+				failed = fail_group(group, permission.doubt_below);
+			if (failed > 0)
+				break;
+		}
+	}
+	fini_flight_commit();
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	if (failed > 0)
+		fini_flight_settled(slot);
+	return failed;
+}
+
+/* goes on where it left off, past what has just been deleted; from the beginning again once it is through */
+static int
+fail_group(const FiniGroup *group, int64 doubt_below)
+{
+	int			failed;
+
+	if (group->operation != failing_operation || strcmp(group->ipo_id, failing_ipo) != 0)
+	{
+		strlcpy(failing_ipo, group->ipo_id, sizeof(failing_ipo));
+		failing_operation = group->operation;
+		failing_after = 0;
+	}
+	failing_after = Max(failing_after, doubt_below);
+	failed = fini_outbox_fail_late(group, &failing_after);
+	if (failed == 0)
+		failing_ipo[0] = '\0';
+	return failed;
+}
+
+/* what fini.progress says of deadlines to come */
+static void
+look_ahead(FiniSlotShared *slot)
+{
+	int64		begin = fini_monotonic_us();
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fini outlook", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	ListCell   *cell;
+
+	fini_pace_publish(slot);
+	fini_flight_begin();
+	foreach(cell, fini_outbox_outlook(context))
+		judge_outlook(slot, lfirst(cell));
+	fini_flight_commit();
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	look_ahead_due_us = fini_monotonic_us() + Max(LOOK_AHEAD_US, (fini_monotonic_us() - begin) * LOOK_AHEAD_COST);
+}
+
+static void
+judge_outlook(FiniSlotShared *slot, const FiniDeadline *deadline)
+{
+	TimestampTz last = deadline->deadline - (int64) fini_guc_deadline_margin * 1000;
+	int64		left = time_left(slot, deadline->deadline);
+	int64		slack = Max(MIN_SLACK_US, left / SLACK_PARTS);
+
+	if (left <= 0)
+	{
+		/* what is in doubt, or locked by somebody, is still to come */
+		if (deadline->operations > 0 || !fini_outbox_deadline_event(deadline, "deadline_passed", deadline->missed > 0, true))
+			return;
+		ereport(LOG,
+				(errmsg("fini: the deadline of IPO %s has passed, " INT64_FORMAT " operations were not sent",
+						deadline->ipo_id, deadline->missed)));
+		fini_shared_wake(slot);
+	}
+	else if (!deadline->warned && deadline->finish > last)
+	{
+		if (fini_outbox_deadline_event(deadline, "deadline_at_risk", true, false))
+			ereport(WARNING,
+					(errmsg("fini: not all operations of IPO %s are expected to be sent before its deadline: estimated finish %s, deadline %s",
+							deadline->ipo_id, pstrdup(timestamptz_to_str(deadline->finish)),
+							pstrdup(timestamptz_to_str(deadline->deadline)))));
+	}
+	else if (deadline->warned && deadline->finish + slack <= last)
+	{
+		if (fini_outbox_deadline_event(deadline, "deadline_on_time", false, false))
+			ereport(LOG,
+					(errmsg("fini: all operations of IPO %s are expected to be sent before its deadline again",
+							deadline->ipo_id)));
+	}
+}
+
+static int64
+time_left(FiniSlotShared *slot, TimestampTz deadline)
+{
+	return deadline - (int64) fini_guc_deadline_margin * 1000 - fini_pace_gateway_now(slot);
+}
+
+/* fini.tally; from time to time */
+static void
+fold(void)
+{
+	fini_flight_begin();
+	fini_outbox_fold_tally();
+	fini_flight_commit();
+	fold_due_us = fini_monotonic_us() + FOLD_US;
+}
