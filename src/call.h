@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "answer.h"
+#include "compat.h"
 #include "endpoint.h"
 #include "envelope.h"
 #include "http.h"

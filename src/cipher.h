@@ -10,6 +10,7 @@
 
 #include "postgres.h"
 
+#include "compat.h"
 #include "secret.h"
 
 #define FINI_DATA_KEY_LEN	32

@@ -13,6 +13,11 @@
 #error "fini supports PostgreSQL 15 to 18"
 #endif
 
+/* functions that do not return: 18 has pg_noreturn, which stands elsewhere */
+#if PG_VERSION_NUM >= 180000
+#define pg_attribute_noreturn()	__attribute__((noreturn))
+#endif
+
 /*
  * Memory that the settings machinery frees: its own allocator is for it
  * alone before 16, and malloc underneath.

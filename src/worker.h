@@ -7,6 +7,8 @@
 
 #include "postgres.h"
 
+#include "compat.h"
+
 /* to be called from _PG_init: registers the workers */
 extern void fini_worker_init(void);
 
