@@ -579,7 +579,7 @@ CREATE UNIQUE INDEX reconcile_run_running ON fini.reconcile_run (relation, ipo_i
 COMMENT ON TABLE fini.reconcile_run IS 'reconciliations of a table with FINI''s records of one IPO, and how far those under way have come';
 
 CREATE TABLE fini.discrepancy (
-	run_id		bigint NOT NULL REFERENCES fini.reconcile_run ON DELETE CASCADE,
+	run_id		bigint NOT NULL,		-- no foreign key: pg_restore --jobs would load this table before that one
 	kind		text NOT NULL CHECK (kind IN ('missing_at_fini', 'missing_locally', 'field_differs',
 											  'status_differs', 'duplicate_at_fini', 'record_id_differs')),
 	own_ref		text,
@@ -593,7 +593,7 @@ COMMENT ON TABLE fini.discrepancy IS 'what a reconciliation found; personal fiel
 
 -- 256 neighbouring operations to a bucket; a page adds a row to each bucket that it has operations of
 CREATE TABLE fini.reconcile_seen (
-	run_id		bigint NOT NULL REFERENCES fini.reconcile_run ON DELETE CASCADE,
+	run_id		bigint NOT NULL,
 	bucket		bigint NOT NULL,
 	operations	bigint[] NOT NULL
 );
@@ -602,7 +602,7 @@ COMMENT ON TABLE fini.reconcile_seen IS 'of runs under way: operations whose rec
 
 -- kind: that of a discrepancy, or other (an active record that is not the one its row knows) or foreign (one without a row)
 CREATE TABLE fini.reconcile_candidate (
-	run_id		bigint NOT NULL REFERENCES fini.reconcile_run ON DELETE CASCADE,
+	run_id		bigint NOT NULL,
 	key			bigint NOT NULL,
 	kind		text NOT NULL,
 	own_ref		text NOT NULL,
@@ -615,6 +615,18 @@ CREATE TABLE fini.reconcile_candidate (
 CREATE INDEX reconcile_candidate_key ON fini.reconcile_candidate (run_id, key);
 CREATE INDEX reconcile_candidate_record_id ON fini.reconcile_candidate (run_id, record_id) WHERE record_id IS NOT NULL;
 COMMENT ON TABLE fini.reconcile_candidate IS 'of runs under way: what may become a discrepancy; personal fields by name only';
+
+CREATE FUNCTION fini._forget_runs() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	DELETE FROM fini.discrepancy d USING gone WHERE d.run_id = gone.run_id;
+	DELETE FROM fini.reconcile_seen s USING gone WHERE s.run_id = gone.run_id;
+	DELETE FROM fini.reconcile_candidate c USING gone WHERE c.run_id = gone.run_id;
+	RETURN NULL;
+END $$;
+COMMENT ON FUNCTION fini._forget_runs() IS 'trigger function: what belongs to a run goes with it';
+CREATE TRIGGER forget_runs AFTER DELETE ON fini.reconcile_run REFERENCING OLD TABLE AS gone
+FOR EACH STATEMENT EXECUTE FUNCTION fini._forget_runs();
 
 SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.reconcile_run_run_id_seq', '');

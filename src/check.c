@@ -72,7 +72,7 @@ fini_sql_check_worker(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	values[0] = CStringGetTextDatum(FINI_VERSION);
+	values[0] = CStringGetTextDatum(fini_version_library());
 	values[1] = BoolGetDatum(fini_version_replaced());
 	nulls[2] = nulls[3] = nulls[4] = nulls[5] = true;
 	if (slot != NULL)

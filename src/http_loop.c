@@ -30,6 +30,13 @@
 /* most sockets that one transfer can wait for: racing connection attempts, its resolver */
 #define SOCKETS_PER_TRANSFER	8
 
+/*
+ * CURLMOPT_QUICK_EXIT: do not wait for names that are still being looked up.
+ * By number, as the headers may be older than the library that is loaded; a
+ * library without it never waits.
+ */
+#define MULTI_QUICK_EXIT	((CURLMoption) (CURLOPTTYPE_LONG + 21))
+
 typedef struct LoopSocket
 {
 	curl_socket_t fd;
@@ -89,7 +96,10 @@ fini_loop_open(void)
 			close_multi();
 	}
 	if (multi != NULL)
+	{
 		curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) fini_guc_max_in_flight);
+		(void) curl_multi_setopt(multi, MULTI_QUICK_EXIT, 1L);
+	}
 	leave_libcurl(&saved);
 
 	if (multi == NULL)

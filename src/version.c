@@ -1,6 +1,7 @@
 /*
  * version.c
- *		Has the library's file been replaced since the server loaded it?
+ *		Versions of library and SQL objects; has the library's file been
+ *		replaced since the server loaded it?
  *
  * All processes have the code that the postmaster loaded, whatever lies on
  * disk by now; after an upgrade of the package they keep it until the server
@@ -10,10 +11,21 @@
 
 #include <sys/stat.h>
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_extension.h"
 #include "miscadmin.h"
 #include "storage/shmem.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
 
+#include "compat.h"
 #include "version.h"
+
+#define LABEL "fini library "
 
 typedef struct LibraryShared
 {
@@ -25,7 +37,43 @@ typedef struct LibraryShared
 
 static LibraryShared *library = NULL;
 
+/* with a label, so that `strings` finds it in a file; volatile keeps the two together there */
+static const char *volatile labelled = LABEL FINI_VERSION;
+
 static bool look(LibraryShared *dst);
+
+const char *
+fini_version_library(void)
+{
+	return labelled + strlen(LABEL);
+}
+
+char *
+fini_version_objects(void)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	char	   *version = NULL;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum("fini"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		datum = heap_getattr(tuple, Anum_pg_extension_extversion,
+										 RelationGetDescr(rel), &isnull);
+
+		if (!isnull)
+			version = TextDatumGetCString(datum);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return version;
+}
 
 Size
 fini_version_shmem_size(void)

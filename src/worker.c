@@ -53,6 +53,7 @@
 #include "settings.h"
 #include "shared.h"
 #include "token.h"
+#include "version.h"
 #include "wait.h"
 #include "worker.h"
 
@@ -62,6 +63,7 @@
 #define MAX_PAUSE_MS		30000	/* before a worker that keeps failing begins again */
 
 static FiniSlotShared *slot;
+static char objects_version[64];	/* of the extension in our database, as of the last look */
 static object_access_hook_type previous_access_hook = NULL;
 
 static void on_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg);
@@ -72,7 +74,8 @@ static void watch_for_database(void) pg_attribute_noreturn();
 static void pause_after_failures(void);
 static bool database_exists(const char *name);
 static void prepare_session(void);
-static Oid	find_extension(void);
+static Oid	find_extension(bool *fits);
+static void tell_versions(void);
 static uint32 database_settings(void);
 static void wait_for_wake(long timeout_ms);
 static void take_requests(void);
@@ -136,19 +139,20 @@ fini_worker_main(Datum slot_index)
 }
 
 /*
- * Runs in whatever process drops something.  A database's worker is asked to
- * go before DROP DATABASE counts connections; an extension's looks again.
+ * Runs in whatever process drops or alters something.  A database's worker is
+ * asked to go before DROP DATABASE counts connections; an extension's looks
+ * again when that is dropped or updated.
  */
 static void
 on_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
 {
 	if (previous_access_hook)
 		previous_access_hook(access, class_id, object_id, sub_id, arg);
-	if (access != OAT_DROP || !fini_shared_available())
+	if ((access != OAT_DROP && access != OAT_POST_ALTER) || !fini_shared_available())
 		return;
 	if (class_id == ExtensionRelationId && OidIsValid(MyDatabaseId) && fini_shared_my_slot() != NULL)
 		fini_shared_wake_at_commit();
-	if (class_id != DatabaseRelationId)
+	if (class_id != DatabaseRelationId || access != OAT_DROP)
 		return;
 	for (int i = 0; i < fini_shared_slots(); i++)
 	{
@@ -170,6 +174,7 @@ run(void)
 {
 	bool		recovered = false;
 	bool		may_send = false;
+	bool		fits = false;
 	int64		looked_us = 0;
 	uint32		settings = 0;
 	Oid			extension = InvalidOid;
@@ -194,10 +199,13 @@ run(void)
 			fini_monotonic_us() - looked_us > (int64) LOOK_MS * 1000)
 		{
 			uint32		settings_now;
-			Oid			extension_now = find_extension();
+			Oid			extension_now = find_extension(&fits);
 
-			/* what a former extension had under way is nothing to its successor */
-			if (extension_now != extension && (recovered || fini_flight_count() > 0))
+			/*
+			 * What a former extension had under way is nothing to its successor; after an
+			 * update to a version that is not ours it is for a worker that knows it.
+			 */
+			if ((extension_now != extension || !fits) && (recovered || fini_flight_count() > 0))
 				proc_exit(1);
 			extension = extension_now;
 			if (!OidIsValid(extension))
@@ -216,18 +224,24 @@ run(void)
 			}
 			if (settings == 0)
 				settings = settings_now;
-			may_send = fini_flight_may_send();
-			fini_flight_write_late();
-			fini_deadline_look(slot);
 			looked_us = fini_monotonic_us();
-			fini_flight_work_arrived();
-			fini_funding_work_arrived();
-			fini_reconcile_arrived();
-			take_requests();
+			if (fits)
+			{
+				may_send = fini_flight_may_send();
+				fini_flight_write_late();
+				fini_deadline_look(slot);
+				fini_flight_work_arrived();
+				fini_funding_work_arrived();
+				fini_reconcile_arrived();
+				take_requests();
+			}
+			else
+				tell_versions();	/* tokens for direct calls are all that it does now */
 		}
 
 		timeout = shortest(timeout, fini_token_service(slot));
-		timeout = shortest(timeout, fini_deadline_service(slot));
+		if (fits)
+			timeout = shortest(timeout, fini_deadline_service(slot));
 		if (may_send)
 		{
 			if (!recovered)
@@ -248,7 +262,7 @@ run(void)
 			timeout = shortest(timeout, fini_reconcile_timeout());
 		}
 		quiet = fini_flight_count() == 0 && fini_http_running() == 0;
-		set_state(quiet ? FINI_WORKER_IDLE : FINI_WORKER_BUSY);
+		set_state(!fits ? FINI_WORKER_WAITING : quiet ? FINI_WORKER_IDLE : FINI_WORKER_BUSY);
 
 		/* a call that came while we looked has set the flag and the latch */
 		if (pg_atomic_read_u32(&slot->wake) != 0)
@@ -287,7 +301,7 @@ claim_slot(void)
 	slot->worker_procno = fini_compat_my_proc_number();
 	slot->worker_state = FINI_WORKER_WAITING;
 	slot->worker_started_at = GetCurrentTimestamp();
-	strlcpy(slot->worker_version, FINI_VERSION, sizeof(slot->worker_version));
+	strlcpy(slot->worker_version, fini_version_library(), sizeof(slot->worker_version));
 	slot->stopped = 0;
 	LWLockRelease(fini_shared_slot_lock(slot));
 	before_shmem_exit(release_slot, 0);
@@ -382,15 +396,39 @@ prepare_session(void)
 		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/* the extension, and whether its objects are of this library's version */
 static Oid
-find_extension(void)
+find_extension(bool *fits)
 {
 	Oid			extension;
+	char	   *version;
 
 	StartTransactionCommand();
 	extension = get_extension_oid("fini", true);
+	version = OidIsValid(extension) ? fini_version_objects() : NULL;
+	strlcpy(objects_version, version != NULL ? version : "", sizeof(objects_version));
+	*fits = strcmp(objects_version, fini_version_library()) == 0;
 	CommitTransactionCommand();
 	return extension;
+}
+
+/* once for each version that does not fit */
+static void
+tell_versions(void)
+{
+	static char told[sizeof(objects_version)] = "";
+	char	   *message;
+
+	if (strcmp(objects_version, told) == 0)
+		return;
+	strlcpy(told, objects_version, sizeof(told));
+	message = psprintf("the fini library is of version %s, the extension in this database of %s: nothing is sent",
+					   fini_version_library(), objects_version);
+	fini_shared_note_error(slot, message);
+	ereport(LOG,
+			(errmsg("fini: %s", message),
+			 errhint("Restart the server after installing another version, then run ALTER EXTENSION fini UPDATE in database \"%s\".",
+					 slot->database)));
 }
 
 /* a hash over what ALTER DATABASE ... SET says of this database; never 0 */

@@ -43,6 +43,7 @@ my $count = 0;
 # sandbox: share that of another FiniTest	gateway: options for the gateway	ipos: its IPOs
 # settings: { 'fini.batch_size' => 10, 'fini.ca_file' => undef (left out) }
 # conf: further lines of postgresql.conf	init: arguments for $node->init
+# install_path: another installation of PostgreSQL
 # start: 0 to leave the server stopped
 sub new
 {
@@ -59,7 +60,8 @@ sub new
 			$opt{ipos} ? (ipos => $opt{ipos}) : ())->start,
 	}, $class;
 
-	my $node = $self->{node} = PostgreSQL::Test::Cluster->new($name);
+	my $node = $self->{node} = PostgreSQL::Test::Cluster->new($name,
+		$opt{install_path} ? (install_path => $opt{install_path}) : ());
 	# collation and encoding do not depend on the caller's locale
 	$node->init(extra => [ '-E', 'UTF8', '--locale=C' ], %{ $opt{init} // {} });
 	$node->append_conf('postgresql.conf',
