@@ -234,7 +234,7 @@ CALL claim('applications');
 UPDATE applications SET id_num = 'N3' WHERE own_ref IN ('A1', 'A2');
 UPDATE applications SET id_num = 'N4' WHERE own_ref IN ('A1', 'A2');
 DELETE FROM applications WHERE own_ref = 'A2';
-SELECT * FROM ops('applications') WHERE own_ref IN ('A1', 'A2');
+SELECT * FROM ops('applications') WHERE own_ref IN ('A1', 'A2') ORDER BY own_ref, operation;
 -- inserted again before the withdrawal is through, changed, and deleted again
 INSERT INTO applications (own_ref, ipo_id) VALUES ('A2', '1234');
 UPDATE applications SET id_num = 'N5' WHERE own_ref = 'A2';

@@ -91,6 +91,10 @@ fini_worker_init(void)
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;
+
+	/* pg_upgrade: what the old server did now would be lost, and the new one is not complete */
+	if (IsBinaryUpgrade)
+		return;
 	previous_access_hook = object_access_hook;
 	object_access_hook = on_object_access;
 

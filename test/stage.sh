@@ -46,6 +46,10 @@ stage_make()
 	pgxs=$stage/root$("$config" --pgxs)
 	pgxs=${pgxs%/makefiles/*}
 
+	old_bindir=
+	if [ -n "${FINI_OLD_PG_CONFIG:-}" ]; then
+		stage_old
+	fi
 	(cd "$top" && tar -cf - --exclude='*.o' --exclude='*.bc' --exclude='*.so' --exclude=fini-gateway \
 		$(ls -d README.md fini.control fini--*.sql src test sql expected specs docs 2>/dev/null)) | (cd "$stage/tree" && tar -xof -)
 	chmod -R u+rwX,go+rX "$stage/tree" "$stage/bin"
@@ -53,6 +57,20 @@ stage_make()
 		chown -R "$account" "$stage/work"
 	fi
 	chmod 700 "$stage/work"
+}
+
+# a private installation of another major version, for the tests of upgrading
+stage_old()
+{
+	mkdir "$stage/old-tree"
+	(cd "$top" && tar -cf - --exclude='*.o' --exclude='*.bc' --exclude='*.so' Makefile fini.control fini--*.sql src test/prefix) |
+		(cd "$stage/old-tree" && tar -xof -)
+	stage_quietly "building the extension for the other version" \
+		${MAKE:-make} -s -C "$stage/old-tree" PG_CONFIG="$FINI_OLD_PG_CONFIG" with_llvm=no all || exit 1
+	PG_CONFIG="$FINI_OLD_PG_CONFIG" stage_quietly "making a private installation of the other version" \
+		"$stage/old-tree/test/prefix" "$stage/old" || exit 1
+	rm -rf "$stage/old-tree"
+	old_bindir=$stage/old$("$FINI_OLD_PG_CONFIG" --bindir)
 }
 
 # run a command as the servers' account, in the work folder, with the private installation first in PATH;
@@ -63,7 +81,7 @@ stage_run()
 		PG_CONFIG="$(command -v "$config")" FINI_STAGE="$stage" FINI_GATEWAY="$stage/bin/fini-gateway" FINI_TEST_KEYS="$stage/work/keys" \
 		PG_REGRESS="$pgxs/test/regress/pg_regress" PERL5LIB="$stage/tree/test/t:$pgxs/test/perl${PERL5LIB:+:$PERL5LIB}" \
 		TESTDIR="$stage/work" TESTDATADIR="$stage/work/data" TESTLOGDIR="$stage/work/log" \
-		PG_TEST_PORT_DIR="$stage/work/ports" "$@"
+		PG_TEST_PORT_DIR="$stage/work/ports" FINI_OLD_BINDIR="$old_bindir" "$@"
 	if [ -n "$account" ]; then
 		if command -v setpriv >/dev/null 2>&1; then
 			set -- setpriv --reuid="$account" --regid="$(id -g "$account")" --clear-groups "$@"

@@ -291,7 +291,7 @@ my $body = '{"data":[]}';
 
 	# a connection that is known to be gone is no reason to fail: nothing was sent into it
 	$from = position();
-	@results = results(psql(query([ "$url/leave" ]) . "; select pg_sleep(0.3); " . query([ "$url/ok" ], [ $body ])));
+	@results = results(psql(query([ "$url/leave" ]) . "; select pg_sleep(1.5); " . query([ "$url/ok" ], [ $body ])));
 	is($results[1]{outcome}, 'answered', 'a kept connection that the server closed meanwhile is replaced') or diag $results[1]{error};
 	is(scalar events($from, 'request'), 2, '... without sending anything twice');
 }
