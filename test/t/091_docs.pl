@@ -1,4 +1,4 @@
-# The pages in docs/ say what there is: nothing is missing, nothing is there that has gone, examples run.
+# The pages in docs/ say what there is: nothing is missing, nothing is there that has gone. Their examples: 092_examples.pl.
 
 use strict;
 use warnings;
@@ -169,7 +169,7 @@ is_deeply([ rows(q{
 	union all select 'relation ' || oid::regclass from pg_class
 	where relnamespace = 'fini'::regnamespace and relkind in ('r', 'v') and obj_description(oid, 'pg_class') is null}) ], [], 'everything has a comment');
 
-# --- pages: names, links, files, examples ---
+# --- pages: names, links, files ---
 
 my %exists = map { $_ => 1 } (map { $_->[0] =~ /^`fini\.(\w+)`/ } @settings), (map { $_->[0] } @functions), @relations,
   'throttle', 'c',		# a file in the data directory, one in src/
@@ -179,13 +179,6 @@ for my $name (sort keys %page)
 {
 	is_deeply([ grep { !$exists{$_} } $page{$name} =~ /\bfini\.(\w+)/g ], [], "$name.md names nothing that does not exist");
 	is_deeply([ grep { !-e "$top/docs/$_" } $page{$name} =~ /\]\((\w+\.md|\.\.\/README\.md)/g ], [], "$name.md links to what is there");
-
-	my $count = 0;
-	for my $block ($page{$name} =~ /^```sql run\n((?s:.*?))^```/mg)
-	{
-		my ($rc, undef, $err) = $fini->try_sql($block, database => $name);
-		is($rc, 0, "$name.md: example " . ++$count) or diag $err;
-	}
 }
 same_names([ $page{architecture} =~ /`(\w+\.c)`/g ], [ grep { /\.c$/ } keys %source ], 'files of src/');
 

@@ -102,6 +102,18 @@ sub clear_faults { my $self = shift; return $self->{sandbox}->clear_faults(@_) }
 sub config { my $self = shift; return $self->{sandbox}->config(@_) }
 sub refusals { my $self = shift; return $self->{sandbox}->refusals(@_) }
 
+# settings for pg_cron beside fini, for conf; nothing when this PostgreSQL has no pg_cron. More than eight
+# processes are needed, and it may run jobs through connections, to the socket.
+sub cron_conf
+{
+	my ($class, $database, %opt) = @_;
+	my ($sharedir) = `pg_config --sharedir` =~ /(.*)/;
+
+	return undef unless -f "$sharedir/extension/pg_cron.control";
+	return "shared_preload_libraries = 'fini,pg_cron'\nmax_worker_processes = 40\ncron.database_name = '$database'\n"
+	  . 'cron.use_background_workers = ' . ($opt{background_workers} // 'on') . "\n";
+}
+
 # run statements as superuser; the result as psql -At prints it; dies when they fail
 sub sql
 {
