@@ -17,6 +17,8 @@ CREATE TABLE fini.attachment (
 	fields		jsonb NOT NULL,
 	outcome		jsonb NOT NULL,
 	live		boolean NOT NULL,
+	precheck	boolean NOT NULL,
+	replicated	boolean NOT NULL,
 	attached_by	regrole NOT NULL,
 	attached_at	timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -393,9 +395,23 @@ LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'fini_sql_capture';
 COMMENT ON FUNCTION fini.capture() IS 'trigger function of attached tables: enqueues what a statement asks for';
 
-CREATE FUNCTION fini.attach(relation regclass, fields jsonb DEFAULT '{}', outcome jsonb DEFAULT '{}', live boolean DEFAULT true)
+CREATE FUNCTION fini.attach(relation regclass, fields jsonb DEFAULT '{}', outcome jsonb DEFAULT '{}', live boolean DEFAULT true,
+	precheck boolean DEFAULT false, replicated boolean DEFAULT false)
 RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_attach';
-COMMENT ON FUNCTION fini.attach(regclass, jsonb, jsonb, boolean) IS 'makes the rows of a table FINI applications';
+COMMENT ON FUNCTION fini.attach(regclass, jsonb, jsonb, boolean, boolean, boolean) IS 'makes the rows of a table FINI applications';
+
+-- partitions that come later get their triggers from this
+CREATE FUNCTION fini._follow_partitions() RETURNS event_trigger
+LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'fini_sql_follow_partitions';
+COMMENT ON FUNCTION fini._follow_partitions() IS 'gives new partitions of attached tables their triggers, as the extension''s owner';
+CREATE EVENT TRIGGER fini_follow_partitions ON ddl_command_end WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA')
+	EXECUTE FUNCTION fini._follow_partitions();
+COMMENT ON EVENT TRIGGER fini_follow_partitions IS 'follows partitions of tables attached to fini';
+
+CREATE FUNCTION fini.precheck(relation regclass, ipo_id text, OUT own_ref text, OUT problem text, OUT detail text)
+RETURNS SETOF record LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'fini_sql_precheck';
+COMMENT ON FUNCTION fini.precheck(regclass, text) IS 'what FINI would refuse of the rows of one IPO, as far as it can be known; no personal values';
 
 CREATE FUNCTION fini.detach(relation regclass, force boolean DEFAULT false)
 RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_detach';
@@ -1441,7 +1457,7 @@ COMMENT ON FUNCTION fini.check() IS 'each prerequisite: true, false, or null whe
 CREATE FUNCTION fini.grant_access(role regrole, level text) RETURNS void
 LANGUAGE plpgsql STRICT VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	reader constant text[] := '{}';
+	reader constant text[] := '{precheck}';
 	submitter constant text[] := '{encrypt_field,decrypt_field,encrypt_fields,decrypt_fields,wrap_key,sign,ipo_list,ipo_refdata,
 		subscription_add,subscription_change,subscription_invalidate,subscription_query,funding_query,funding_confirm,
 		submit,invalidate,cancel,retry,wait,reconcile,repair,

@@ -12,11 +12,8 @@
 #include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
 #include "catalog/pg_type.h"
-#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "nodes/value.h"
-#include "parser/parse_func.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -35,9 +32,7 @@ PG_FUNCTION_INFO_V1(fini_sql_submit);
 
 static void check_owner(Oid relid);
 static void check_identity_kept(Relation rel, Jsonb *fields);
-static void place_triggers(Relation rel, bool attached, bool live);
-static void store_attachment(Oid relid, Jsonb *fields, Jsonb *outcome, bool live);
-static void execute(const char *sql);
+static void store_attachment(Oid relid, Jsonb *fields, Jsonb *outcome, bool live, bool precheck, bool replicated);
 static void submit_batch(void *arg, int n, char **own_refs, char **ipo_ids);
 
 Datum
@@ -47,12 +42,18 @@ fini_sql_attach(PG_FUNCTION_ARGS)
 	Jsonb	   *fields = PG_GETARG_JSONB_P(1);
 	Jsonb	   *outcome = PG_GETARG_JSONB_P(2);
 	bool		live = PG_GETARG_BOOL(3);
+	bool		precheck = PG_GETARG_BOOL(4);
+	bool		replicated = PG_GETARG_BOOL(5);
 	Relation	rel;
 
+	if (replicated && !live)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a table cannot be replicated without being live"),
+				 errhint("Attach it live, or enqueue its rows with fini.submit.")));
 	/* whoever does not own a table shall not lock it either */
 	check_owner(relid);
-	/* dropping triggers takes the strongest lock; asking for it later could end in a deadlock */
-	rel = try_relation_open(relid, live ? ShareRowExclusiveLock : AccessExclusiveLock);
+	rel = try_relation_open(relid, fini_attach_lock(relid, live, replicated));
 	if (rel == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
@@ -64,10 +65,10 @@ fini_sql_attach(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	check_identity_kept(rel, fields);
-	place_triggers(rel, true, live);
-	store_attachment(relid, fields, outcome, live);
-	SPI_finish();
 	relation_close(rel, NoLock);
+	fini_attach_place_triggers(relid, true, live, replicated);
+	store_attachment(relid, fields, outcome, live, precheck, replicated);
+	SPI_finish();
 	PG_RETURN_VOID();
 }
 
@@ -120,8 +121,8 @@ fini_sql_detach(PG_FUNCTION_ARGS)
 	fini_identity_leave(&saved);
 	if (rel != NULL)
 	{
-		place_triggers(rel, false, false);
 		relation_close(rel, NoLock);
+		fini_attach_place_triggers(relid, false, false, false);
 	}
 	SPI_finish();
 	PG_RETURN_VOID();
@@ -208,77 +209,22 @@ check_identity_kept(Relation rel, Jsonb *fields)
 	fini_identity_leave(&saved);
 }
 
-/*
- * Drop what is not wanted and create what is missing.  What is there already
- * stays, so that a new mapping does not have to wait for the table's readers.
- */
 static void
-place_triggers(Relation rel, bool attached, bool live)
-{
-	static const struct
-	{
-		const char *name;
-		const char *definition;
-		bool		live_only;
-	}			triggers[] =
-	{
-		{"fini_truncate", "BEFORE TRUNCATE ON %s", false},
-		{"fini_insert", "AFTER INSERT ON %s REFERENCING NEW TABLE AS fini_new", true},
-		{"fini_update", "AFTER UPDATE ON %s REFERENCING OLD TABLE AS fini_old NEW TABLE AS fini_new", true},
-		{"fini_delete", "AFTER DELETE ON %s REFERENCING OLD TABLE AS fini_old", true},
-	};
-	Oid			capture = LookupFuncName(list_make2(makeString("fini"), makeString("capture")), 0, NULL, false);
-	const char *table = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
-												   RelationGetRelationName(rel));
-
-	for (size_t i = 0; i < lengthof(triggers); i++)
-	{
-		bool		wanted = attached && (live || !triggers[i].live_only);
-		bool		exists = false;
-		bool		fires = false;
-
-		/* a user's own trigger of that name is not ours to drop */
-		for (int t = 0; rel->trigdesc != NULL && t < rel->trigdesc->numtriggers; t++)
-		{
-			Trigger    *trigger = &rel->trigdesc->triggers[t];
-
-			if (strcmp(trigger->tgname, triggers[i].name) == 0 && trigger->tgfoid == capture)
-			{
-				exists = true;
-				fires = trigger->tgenabled != TRIGGER_DISABLED;
-			}
-		}
-		if (exists && !(wanted && fires))
-			execute(psprintf("DROP TRIGGER %s ON %s", triggers[i].name, table));
-		if (wanted && !(exists && fires))
-			execute(psprintf("CREATE TRIGGER %s %s FOR EACH STATEMENT EXECUTE FUNCTION fini.capture()",
-							 triggers[i].name, psprintf(triggers[i].definition, table)));
-	}
-}
-
-static void
-store_attachment(Oid relid, Jsonb *fields, Jsonb *outcome, bool live)
+store_attachment(Oid relid, Jsonb *fields, Jsonb *outcome, bool live, bool precheck, bool replicated)
 {
 	static FiniStatement store_statement = {
-		.sql = "INSERT INTO fini.attachment (relation, fields, outcome, live, attached_by) VALUES ($1, $2, $3, $4, $5)"
+		.sql = "INSERT INTO fini.attachment (relation, fields, outcome, live, precheck, replicated, attached_by) VALUES ($1, $2, $3, $4, $5, $6, $7)"
 		" ON CONFLICT (relation) DO UPDATE SET fields = excluded.fields, outcome = excluded.outcome, live = excluded.live,"
-		" attached_by = excluded.attached_by, attached_at = clock_timestamp()",
-		.nargs = 5, .types = {OIDOID, JSONBOID, JSONBOID, BOOLOID, OIDOID}
+		" precheck = excluded.precheck, replicated = excluded.replicated, attached_by = excluded.attached_by, attached_at = clock_timestamp()",
+		.nargs = 7, .types = {OIDOID, JSONBOID, JSONBOID, BOOLOID, BOOLOID, BOOLOID, OIDOID}
 	};
-	Datum		values[5] = {ObjectIdGetDatum(relid), JsonbPGetDatum(fields), JsonbPGetDatum(outcome),
-	BoolGetDatum(live), ObjectIdGetDatum(GetUserId())};
+	Datum		values[7] = {ObjectIdGetDatum(relid), JsonbPGetDatum(fields), JsonbPGetDatum(outcome),
+	BoolGetDatum(live), BoolGetDatum(precheck), BoolGetDatum(replicated), ObjectIdGetDatum(GetUserId())};
 	FiniIdentity saved;
 
 	fini_identity_enter_extension(&saved);
 	(void) fini_outbox_execute(&store_statement, values, NULL, 0);
 	fini_identity_leave(&saved);
-}
-
-static void
-execute(const char *sql)
-{
-	if (SPI_execute(sql, false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not execute: %s", sql);
 }
 
 static void

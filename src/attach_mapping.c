@@ -9,20 +9,27 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/sysattr.h"
 #include "catalog/catalog.h"
 #include "catalog/namespace.h"
+#include "catalog/partition.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/partcache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
+#include "utils/syscache.h"
 
 #include "answer.h"
 #include "attach.h"
 #include "compat.h"
+#include "outbox.h"
 #include "source.h"
 
 static const char *const standard_fields[] = {"ownRef", "ipoID", "idList", "idType", "idCountryJurisdiction",
@@ -31,7 +38,8 @@ static const char *const standard_fields[] = {"ownRef", "ipoID", "idList", "idTy
 static void check_field(Relation rel, const char *name, const char *column);
 static void check_own_ref(Relation rel, const char *column);
 static void require_fields(Relation rel, Jsonb *fields);
-static bool has_unique_index(Relation rel, AttrNumber attnum);
+static bool is_unique_in_partitions(Relation rel, AttrNumber attnum);
+static bool is_partition_key(Relation rel, const char *column);
 static bool is_mapped(Jsonb *fields, const char *column);
 static void push_pair(JsonbParseState **state, const char *key, const char *value);
 
@@ -45,6 +53,7 @@ fini_attach_check_relation(Relation rel)
 	switch (rel->rd_rel->relkind)
 	{
 		case RELKIND_RELATION:
+		case RELKIND_PARTITIONED_TABLE:
 			break;
 		case RELKIND_VIEW:
 			reason = "Its rows are not stored, so nothing tells when they change.";
@@ -58,10 +67,6 @@ fini_attach_check_relation(Relation rel)
 			reason = "Its rows live elsewhere and can change without a trigger here.";
 			hint = "Attach the table where it is stored, or copy the rows into a local one.";
 			break;
-		case RELKIND_PARTITIONED_TABLE:
-			reason = "Partitioned tables are not supported.";
-			hint = "Attach a table that is not partitioned.";
-			break;
 		default:
 			reason = "It is not a table.";
 			break;
@@ -69,14 +74,14 @@ fini_attach_check_relation(Relation rel)
 	if (reason == NULL && rel->rd_rel->relispartition)
 	{
 		reason = "It is a partition: rows that come through its parent fire no trigger of its own.";
-		hint = "Attach a table that is no partition.";
+		hint = "Attach the table that it is a partition of.";
 	}
-	else if (reason == NULL && has_superclass(RelationGetRelid(rel)))
+	else if (reason == NULL && rel->rd_rel->relkind == RELKIND_RELATION && has_superclass(RelationGetRelid(rel)))
 	{
 		reason = "It inherits from another table: rows that are changed through that fire no trigger of its own.";
 		hint = "Attach a table that inherits from none.";
 	}
-	else if (reason == NULL && find_inheritance_children(RelationGetRelid(rel), NoLock) != NIL)
+	else if (reason == NULL && rel->rd_rel->relkind == RELKIND_RELATION && find_inheritance_children(RelationGetRelid(rel), NoLock) != NIL)
 	{
 		reason = "Other tables inherit from it: their rows would pass for its own.";
 		hint = "Attach a table that none inherits from.";
@@ -99,6 +104,44 @@ fini_attach_check_relation(Relation rel)
 				 errmsg("cannot attach \"%s\"", name),
 				 errdetail("%s", reason),
 				 errhint("%s", hint)));
+}
+
+void
+fini_attach_check_partition(Oid relid, Oid root)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Form_pg_class class;
+	const char *reason = NULL;
+	const char *hint = NULL;
+	Jsonb	   *fields;
+	Jsonb	   *outcome;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	class = (Form_pg_class) GETSTRUCT(tuple);
+	if (class->relpersistence == RELPERSISTENCE_UNLOGGED)
+	{
+		reason = "It is unlogged: empty after a crash, when its applications still stand at FINI.";
+		hint = "Use ALTER TABLE ... SET LOGGED first.";
+	}
+	else if (class->relkind != RELKIND_RELATION && class->relkind != RELKIND_PARTITIONED_TABLE)
+	{
+		reason = "Its rows live elsewhere and can change without a trigger here.";
+		hint = "Use ordinary tables as partitions.";
+	}
+	else if (fini_outbox_attachment(relid, &fields, &outcome))
+	{
+		reason = "It is attached itself.";
+		hint = "Detach it first, with fini.detach. What it has sent stays known under its own name.";
+	}
+	if (reason != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" cannot be a partition of the attached table \"%s\"",
+						NameStr(class->relname), get_rel_name(root)),
+				 errdetail("%s", reason),
+				 errhint("%s", hint)));
+	ReleaseSysCache(tuple);
 }
 
 Jsonb *
@@ -196,6 +239,11 @@ fini_attach_outcome(Relation rel, Jsonb *outcome, Jsonb *fields)
 					(errcode(ERRCODE_GENERATED_ALWAYS),
 					 errmsg("outcome column \"%s\" is generated and cannot be written", column),
 					 errhint("Map another column, or none.")));
+		if (is_partition_key(rel, column))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("outcome column \"%s\" is part of the partition key", column),
+					 errdetail("Writing an outcome would move the row to another partition.")));
 		if (is_mapped(fields, column))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -308,7 +356,13 @@ check_own_ref(Relation rel, const char *column)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("column \"%s\", mapped to ownRef, may be null", column),
 				 errhint("Use ALTER TABLE ... ALTER COLUMN ... SET NOT NULL.")));
-	if (!has_unique_index(rel, attr->attnum))
+	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE && !is_unique_in_partitions(rel, attr->attnum))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("column \"%s\", mapped to ownRef, is not unique in the partitions", column),
+				 errdetail("FINI's records are matched to rows by it."),
+				 errhint("Give the partitioned table a primary key or unique constraint of this column, followed by the partition key's where they differ.")));
+	if (rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE && !fini_source_is_unique(rel, attr->attnum))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("column \"%s\", mapped to ownRef, is not unique by itself", column),
@@ -337,10 +391,16 @@ require_fields(Relation rel, Jsonb *fields)
 				 errhint("Map idNum and the other personal fields, or idList.")));
 }
 
+/*
+ * The unique constraint of a partitioned table has to hold its partition key
+ * too: then own_ref is unique within a partition, and fini sees to the rest.
+ * It has to come first, for rows are found by it.
+ */
 static bool
-has_unique_index(Relation rel, AttrNumber attnum)
+is_unique_in_partitions(Relation rel, AttrNumber attnum)
 {
 	List	   *indexes = RelationGetIndexList(rel);
+	PartitionKey key = RelationGetPartitionKey(rel);
 	ListCell   *cell;
 	bool		found = false;
 
@@ -348,12 +408,42 @@ has_unique_index(Relation rel, AttrNumber attnum)
 	{
 		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
 		Form_pg_index form = index->rd_index;
-
-		found |= form->indisunique && form->indimmediate && form->indisvalid && form->indnkeyatts == 1 &&
+		bool		fits = form->indisunique && form->indimmediate && form->indisvalid &&
 			form->indkey.values[0] == attnum && RelationGetIndexPredicate(index) == NIL;
+
+		for (int i = 1; i < form->indnkeyatts; i++)
+		{
+			bool		in_key = false;
+
+			for (int k = 0; k < key->partnatts; k++)
+				in_key |= key->partattrs[k] != 0 && key->partattrs[k] == form->indkey.values[i];
+			fits &= in_key;
+		}
+		found |= fits;
 		index_close(index, AccessShareLock);
 	}
 	list_free(indexes);
+	return found;
+}
+
+/* of the table, or of one of its partitions that are partitioned in their turn; an expression that uses it counts */
+static bool
+is_partition_key(Relation rel, const char *column)
+{
+	ListCell   *cell;
+	bool		found = false;
+
+	if (rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return false;
+	foreach(cell, find_all_inheritors(RelationGetRelid(rel), AccessShareLock, NULL))
+	{
+		Relation	member = relation_open(lfirst_oid(cell), NoLock);
+		AttrNumber	attnum = get_attnum(RelationGetRelid(member), column);
+
+		if (member->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+			found |= has_partition_attrs(member, bms_make_singleton(attnum - FirstLowInvalidHeapAttributeNumber), NULL);
+		relation_close(member, NoLock);
+	}
 	return found;
 }
 

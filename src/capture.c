@@ -10,6 +10,10 @@
  *
  * Runs as the extension's owner (SECURITY DEFINER): no user code is called.
  *
+ * On a replica (see attach_triggers.c) the change has been made elsewhere and
+ * stands: nothing can be refused any more, for an error would only stop the
+ * replication.
+ *
  * Writing an outcome back fires these triggers too.  That statement of ours
  * asks for nothing, even if a trigger of the user's stamps a mapped column on
  * its way (a change would bring another outcome, and so on for ever); what
@@ -19,6 +23,8 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "executor/tuptable.h"
@@ -27,6 +33,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/tuplestore.h"
 
 #include "compat.h"
@@ -35,16 +42,20 @@
 
 PG_FUNCTION_INFO_V1(fini_sql_capture);
 
+/* when the last transaction began that was seen to delete on a replica */
+static TimestampTz deleting_since = 0;
+
 /* rows are handed over in portions, so that memory stays bounded */
 #define PORTION		20000
 
 /* what the trigger has to know of the table; valid for one call */
 typedef struct Mapping
 {
-	Oid			relid;
-	AttrNumber	own_ref;
+	FiniSource *source;			/* the attached table: this one, or what it is a partition of */
+	AttrNumber	own_ref;		/* numbers in the trigger's table */
 	AttrNumber	ipo_id;
-	Bitmapset  *mapped;			/* attribute numbers of all mapped columns */
+	Bitmapset  *mapped;			/* of all mapped columns, in the trigger's table as well */
+	bool		by_row;			/* a row-level trigger */
 	FmgrInfo	own_ref_output;
 	FmgrInfo	ipo_id_output;
 } Mapping;
@@ -69,13 +80,20 @@ typedef struct Rows
 	char	  **ipo_ids;
 } Rows;
 
-static void read_mapping(Relation rel, Mapping *mapping);
+static void truncated(Relation rel, Oid attached);
+static void read_mapping(Relation rel, Oid attached, Mapping *mapping);
+static bool is_former_partition(TriggerData *trigger);
+static bool on_replica(void);
 static void capture_rows(TriggerData *trigger, Tuplestorestate *table, Rows *rows);
 static void capture_updates(TriggerData *trigger, Mapping *mapping);
 static void compare_rows(TupleTableSlot *before, TupleTableSlot *after, Rows *changed, Rows *moved);
 static void begin_rows(Rows *rows, Mapping *mapping, Change change);
 static void add_row(Rows *rows, TupleTableSlot *before, TupleTableSlot *after);
 static void hand_over(Rows *rows);
+static void moved_on_replica(Rows *rows);
+static void refuse_twice(Rows *rows);
+static bool has_only_moved(Rows *rows);
+static void rejoin(Rows *rows);
 static char *column_text(TupleTableSlot *slot, AttrNumber attnum, FmgrInfo *output);
 static TupleTableSlot *slot_of_tuple(TriggerData *trigger, HeapTuple tuple);
 
@@ -85,25 +103,21 @@ fini_sql_capture(PG_FUNCTION_ARGS)
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	Mapping		mapping;
 	Rows		rows;
+	Oid			attached;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("fini.capture can only be called as a trigger")));
 
-	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) && fini_source_is_write_back(RelationGetRelid(trigger->tg_relation)))
+	attached = fini_source_root(trigger->tg_relation);
+	if (is_former_partition(trigger) ||
+		(TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) && fini_source_is_write_back(attached)))
 		return PointerGetDatum(NULL);
 
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
 	{
-		SPI_connect();
-		if (fini_outbox_stands(RelationGetRelid(trigger->tg_relation)))
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("cannot truncate table \"%s\" while applications of it stand at FINI",
-							RelationGetRelationName(trigger->tg_relation)),
-					 errhint("Delete the rows, which withdraws them, or detach the table first.")));
-		SPI_finish();
+		truncated(trigger->tg_relation, attached);
 		return PointerGetDatum(NULL);
 	}
 	if (!TRIGGER_FIRED_AFTER(trigger->tg_event))
@@ -120,11 +134,12 @@ fini_sql_capture(PG_FUNCTION_ARGS)
 
 	/* a statement that touched nothing */
 	if (TRIGGER_FIRED_FOR_STATEMENT(trigger->tg_event) &&
-		tuplestore_tuple_count(trigger->tg_newtable ? trigger->tg_newtable : trigger->tg_oldtable) == 0)
+		tuplestore_tuple_count(trigger->tg_oldtable ? trigger->tg_oldtable : trigger->tg_newtable) == 0)
 		return PointerGetDatum(NULL);
 
 	SPI_connect();
-	read_mapping(trigger->tg_relation, &mapping);
+	read_mapping(trigger->tg_relation, attached, &mapping);
+	mapping.by_row = TRIGGER_FIRED_FOR_ROW(trigger->tg_event);
 	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 		capture_updates(trigger, &mapping);
 	else
@@ -138,24 +153,72 @@ fini_sql_capture(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
+/*
+ * A TRUNCATE that has been replicated goes through: an error would stop the
+ * replication for good.  Withdrawing everything would be an answer that nobody
+ * asked for, so the applications stand, and the log says so.
+ */
 static void
-read_mapping(Relation rel, Mapping *mapping)
+truncated(Relation rel, Oid attached)
 {
-	FiniSource *source = fini_source_open(RelationGetRelid(rel));
+	SPI_connect();
+	if (fini_outbox_stands(attached))
+	{
+		if (on_replica())
+			ereport(WARNING,
+					(errcode(ERRCODE_WARNING),
+					 errmsg("fini: table \"%s\" is truncated by replication while applications of it stand at FINI",
+							RelationGetRelationName(rel)),
+					 errhint("They stand on. Withdraw them with fini.invalidate, or bring the rows back, and leave truncate out of the publication.")));
+		else
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("cannot truncate table \"%s\" while applications of it stand at FINI",
+							RelationGetRelationName(rel)),
+					 rel->rd_rel->relispartition ?
+					 errhint("Delete the rows, which withdraws them, or take the partition out of the attached table first, with ALTER TABLE ... DETACH PARTITION.") :
+					 errhint("Delete the rows, which withdraws them, or detach the table first.")));
+	}
+	SPI_finish();
+}
+
+/* partitions need not have their columns in the order of the attached table */
+static void
+read_mapping(Relation rel, Oid attached, Mapping *mapping)
+{
+	FiniSource *source = fini_source_open(attached);
+	bool		same = RelationGetRelid(rel) == attached;
 	ListCell   *cell;
 	Oid			output;
 	bool		varlena;
 
-	mapping->relid = source->relid;
-	mapping->own_ref = source->own_ref->attnum;
-	mapping->ipo_id = source->ipo_id->attnum;
+	mapping->source = source;
+	mapping->own_ref = same ? source->own_ref->attnum : get_attnum(RelationGetRelid(rel), source->own_ref->column);
+	mapping->ipo_id = same ? source->ipo_id->attnum : get_attnum(RelationGetRelid(rel), source->ipo_id->column);
 	mapping->mapped = NULL;
 	foreach(cell, source->fields)
-		mapping->mapped = bms_add_member(mapping->mapped, ((FiniField *) lfirst(cell))->attnum);
+	{
+		FiniField  *field = lfirst(cell);
+
+		mapping->mapped = bms_add_member(mapping->mapped, same ? field->attnum : get_attnum(RelationGetRelid(rel), field->column));
+	}
 	getTypeOutputInfo(source->own_ref->type, &output, &varlena);
 	fmgr_info(output, &mapping->own_ref_output);
 	getTypeOutputInfo(source->ipo_id->type, &output, &varlena);
 	fmgr_info(output, &mapping->ipo_id_output);
+}
+
+/* a trigger that was placed on a partition, whose table is one no more */
+static bool
+is_former_partition(TriggerData *trigger)
+{
+	return trigger->tg_trigger->tgnargs > 0 && !trigger->tg_relation->rd_rel->relispartition;
+}
+
+static bool
+on_replica(void)
+{
+	return SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA;
 }
 
 static void
@@ -203,8 +266,14 @@ capture_updates(TriggerData *trigger, Mapping *mapping)
 	{
 		before = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
 		after = MakeSingleTupleTableSlot(RelationGetDescr(trigger->tg_relation), &TTSOpsMinimalTuple);
+		/* a row on its way to another partition that a trigger there did not let in */
 		if (tuplestore_tuple_count(trigger->tg_oldtable) != tuplestore_tuple_count(trigger->tg_newtable))
-			elog(ERROR, "transition tables of different length");
+			ereport(ERROR,
+					(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+					 errmsg("an update of table \"%s\" has lost rows on their way to another partition",
+							RelationGetRelationName(trigger->tg_relation)),
+					 errdetail("A BEFORE INSERT trigger of the partition returned null."),
+					 errhint("Delete rows that are to go, which withdraws their applications.")));
 		while (tuplestore_gettupleslot(trigger->tg_oldtable, true, false, before) &&
 			   tuplestore_gettupleslot(trigger->tg_newtable, true, false, after))
 			compare_rows(before, after, &changed, &moved);
@@ -288,29 +357,138 @@ static void
 hand_over(Rows *rows)
 {
 	MemoryContext old = MemoryContextSwitchTo(rows->context);
-	Oid			relid = rows->mapping->relid;
+	Oid			relid = rows->mapping->source->relid;
 
 	if (rows->n > 0)
 	{
 		switch (rows->change)
 		{
 			case INSERTED:
+				refuse_twice(rows);
+				rejoin(rows);
 				fini_outbox_inserted(relid, rows->n, rows->own_refs, rows->ipo_ids);
 				break;
 			case UPDATED:
 				fini_outbox_updated(relid, rows->n, rows->own_refs, rows->ipo_ids);
 				break;
 			case MOVED:
-				fini_outbox_moved(relid, rows->n, rows->old_refs, rows->own_refs, rows->ipo_ids);
+				refuse_twice(rows);
+				if (on_replica())
+					moved_on_replica(rows);
+				else
+					fini_outbox_moved(relid, rows->n, rows->old_refs, rows->own_refs, rows->ipo_ids);
 				break;
 			case DELETED:
-				fini_outbox_deleted(relid, rows->n, rows->own_refs);
+				if (!has_only_moved(rows))
+				{
+					fini_outbox_deleted(relid, rows->n, rows->own_refs);
+					if (on_replica())
+						deleting_since = GetCurrentTransactionStartTimestamp();
+				}
 				break;
 		}
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(rows->context);
 	rows->n = 0;
+}
+
+/*
+ * What has been sent cannot change its own_ref or ipo_id, and what has been
+ * replicated cannot be refused: so it is what the hint of that error says, an
+ * application withdrawn and a new one.
+ */
+static void
+moved_on_replica(Rows *rows)
+{
+	Oid			relid = rows->mapping->source->relid;
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool refused = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		fini_outbox_moved(relid, rows->n, rows->old_refs, rows->own_refs, rows->ipo_ids);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (geterrcode() != ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		refused = true;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (refused)
+	{
+		fini_outbox_deleted(relid, rows->n, rows->old_refs);
+		fini_outbox_inserted(relid, rows->n, rows->own_refs, rows->ipo_ids);
+	}
+}
+
+/*
+ * An own_ref in two partitions, where no index forbids it.  Two transactions at
+ * once do not see each other's; the worker finds that out before it sends.
+ */
+static void
+refuse_twice(Rows *rows)
+{
+	FiniSource *source = rows->mapping->source;
+	char	   *twice;
+
+	if (source->unique || on_replica())
+		return;
+	twice = fini_source_find_twice(source, rows->n, rows->own_refs);
+	if (twice != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNIQUE_VIOLATION),
+				 errmsg("two rows of table %s have the own_ref \"%s\"", source->table, twice),
+				 errdetail("They are in different partitions, where the table's unique constraint does not see it.")));
+}
+
+/*
+ * To row-level triggers a row that changes its partition has been deleted
+ * there and inserted here.  Then an add is enqueued on top of what stands, which
+ * the worker makes a change.
+ */
+static bool
+has_only_moved(Rows *rows)
+{
+	return rows->mapping->source->partitioned && rows->mapping->by_row &&
+		fini_source_has_row(rows->mapping->source, rows->own_refs[0], rows->ipo_ids[0]);
+}
+
+/*
+ * A row that changed its partition where it was published arrives as deleted and
+ * inserted, in one transaction: the withdrawal is taken back, and what is
+ * inserted becomes a change of what stands.
+ */
+static void
+rejoin(Rows *rows)
+{
+	static FiniStatement rejoin_statement = {
+		.sql = "SELECT fini.cancel($1, ARRAY[l.own_ref]) FROM (SELECT s.own_ref, s.ipo_id, s.operation, s.state, s.created_at"
+		"  FROM fini.submission s WHERE s.own_ref = $2 AND s.relation = $1 AND NOT s.stray ORDER BY s.id DESC LIMIT 1) l"
+		" WHERE l.operation = 'invalidate' AND l.state = 'queued' AND l.ipo_id = $3 AND l.created_at = now()",
+		.nargs = 3, .types = {REGCLASSOID, TEXTOID, TEXTOID}
+	};
+	Datum		values[3];
+
+	if (!rows->mapping->by_row || !on_replica() || deleting_since != GetCurrentTransactionStartTimestamp())
+		return;
+	values[0] = ObjectIdGetDatum(rows->mapping->source->relid);
+	for (int i = 0; i < rows->n; i++)
+	{
+		values[1] = CStringGetTextDatum(rows->own_refs[i]);
+		values[2] = CStringGetTextDatum(rows->ipo_ids[i]);
+		(void) fini_outbox_execute(&rejoin_statement, values, NULL, 0);
+	}
 }
 
 /* an empty text for null: it will be rejected with a reason when its turn comes */

@@ -53,6 +53,7 @@ int			fini_guc_reconcile_retention = 90 * 24 * 60;
 char	   *fini_guc_encrypted_fields = NULL;
 char	   *fini_guc_authorised_status = NULL;
 char	   *fini_guc_invalidated_status = NULL;
+char	   *fini_guc_hkid_types = NULL;
 int			fini_guc_token_refresh_margin = 10000;
 
 /* fini.encrypted_fields parsed: owned by the settings machinery */
@@ -306,6 +307,10 @@ define_content(void)
 	define_string("fini.invalidated_status", "subFlowStatus of a record that has been invalidated.",
 				  "FINI's code of one or two characters.",
 				  &fini_guc_invalidated_status, "20", 0, fini_settings_check_status);
+	define_string("fini.hkid_types", "Values of idType that stand for a Hong Kong identity card.",
+				  "A comma-separated list; capitals do not matter. The numbers of such documents have a check digit, which "
+				  "fini.precheck looks at.",
+				  &fini_guc_hkid_types, "HKID", 0, fini_settings_check_hkid_types);
 }
 
 static void

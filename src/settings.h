@@ -36,6 +36,7 @@ extern int	fini_guc_reconcile_retention;
 extern char *fini_guc_encrypted_fields;
 extern char *fini_guc_authorised_status;
 extern char *fini_guc_invalidated_status;
+extern char *fini_guc_hkid_types;
 extern int	fini_guc_token_refresh_margin;	/* ms */
 
 extern void fini_settings_init(void);

@@ -77,6 +77,15 @@ fini_settings_check_identity(char **newval, void **extra, GucSource source)
 }
 
 bool
+fini_settings_check_hkid_types(char **newval, void **extra, GucSource source)
+{
+	if (check_printable(*newval, MAX_IDENTITY, true))
+		return true;
+	GUC_check_errhint("Give values of idType, separated by commas.");
+	return false;
+}
+
+bool
 fini_settings_check_assertion_type(char **newval, void **extra, GucSource source)
 {
 	if ((*newval)[0] == '\0')

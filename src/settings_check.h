@@ -27,6 +27,7 @@ extern bool fini_settings_check_databases(char **newval, void **extra, GucSource
 extern bool fini_settings_check_base_url(char **newval, void **extra, GucSource source);
 extern bool fini_settings_check_token_url(char **newval, void **extra, GucSource source);
 extern bool fini_settings_check_identity(char **newval, void **extra, GucSource source);
+extern bool fini_settings_check_hkid_types(char **newval, void **extra, GucSource source);
 extern bool fini_settings_check_assertion_type(char **newval, void **extra, GucSource source);
 extern bool fini_settings_check_firm_id(char **newval, void **extra, GucSource source);
 extern bool fini_settings_check_pin(char **newval, void **extra, GucSource source);

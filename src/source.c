@@ -9,9 +9,11 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "catalog/namespace.h"
+#include "catalog/partition.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "utils/array.h"
@@ -23,14 +25,13 @@
 #include "utils/syscache.h"
 
 #include "answer.h"
+#include "applicant.h"
 #include "compat.h"
 #include "entry.h"
 #include "identity.h"
 #include "outbox.h"
 #include "source.h"
 #include "textmap.h"
-
-#define SCAN_BATCH	5000
 
 /* the write-back that is running: its table, and the depth of triggers that it was started at */
 static Oid	writing_to = InvalidOid;
@@ -60,7 +61,8 @@ static void add_field(FiniSource *source, Relation rel, const char *name, const 
 static const char *outcome_column(Relation rel, Jsonb *outcome, const char *key);
 static AttrNumber column_number(Relation rel, const char *column);
 static ArrayType *typed_array(const FiniField *field, int n, const char *const *texts);
-static bool is_possible(Oid type, const char *own_ref);
+static void check_applicants(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
+static void problem(FiniRow *row, const char *code, const char *text);
 static int	trigger_depth(void);
 static HTAB *index_by_own_ref(int n, const char *const *own_refs);
 static void append_assignment(StringInfo sql, const char *column, const char *alias);
@@ -118,15 +120,17 @@ fini_source_open(Oid relid)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("attached table with OID %u does not exist any more", relid)));
-	if (rel->rd_rel->relkind != RELKIND_RELATION)
+	if (rel->rd_rel->relkind != RELKIND_RELATION && rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not an ordinary table any more", RelationGetRelationName(rel)),
 				 errhint("Detach it and attach a table.")));
 	source->relid = relid;
 	source->owner = rel->rd_rel->relowner;
-	source->table = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
-											   RelationGetRelationName(rel));
+	source->partitioned = rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
+	source->table = psprintf("%s%s", source->partitioned ? "" : "ONLY ",
+							 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+														RelationGetRelationName(rel)));
 
 	it = JsonbIteratorInit(&fields->root);
 	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
@@ -138,6 +142,7 @@ fini_source_open(Oid relid)
 	}
 	if (source->own_ref == NULL || source->ipo_id == NULL)
 		elog(ERROR, "attachment of table %u maps no own_ref or ipo_id", relid);
+	source->unique = !source->partitioned || fini_source_is_unique(rel, source->own_ref->attnum);
 	source->record_id_column = outcome_column(rel, outcome, FINI_OUTCOME_RECORD_ID);
 	source->state_column = outcome_column(rel, outcome, FINI_OUTCOME_STATE);
 	source->error_column = outcome_column(rel, outcome, FINI_OUTCOME_ERROR);
@@ -176,7 +181,7 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 		appendStringInfo(&sql, "%s%s", cell == list_head(source->fields) ? "SELECT " : ", ",
 						 quote_identifier(field->column));
 	}
-	appendStringInfo(&sql, " FROM ONLY %s WHERE %s = ANY ($1)", source->table,
+	appendStringInfo(&sql, " FROM %s WHERE %s = ANY ($1)", source->table,
 					 quote_identifier(source->own_ref->column));
 
 	types[0] = get_array_type(source->own_ref->type);
@@ -184,7 +189,7 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 	for (int i = 0; i < n; i++)
 	{
 		/* what FINI has under an own_ref need not be one of this table's type */
-		if (is_possible(source->own_ref->type, own_refs[i]))
+		if (fini_source_is_possible(source->own_ref->type, own_refs[i]))
 			possible[count++] = own_refs[i];
 	}
 	args[0] = PointerGetDatum(typed_array(source->own_ref, count, possible));
@@ -201,14 +206,69 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 		if (found != NULL)
 		{
 			MemoryContext old = MemoryContextSwitchTo(into);
+			FiniRow    *row = &rows[found->index];
 
-			fini_entry_build(source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, &rows[found->index]);
+			/* which of the two was meant cannot be told, and what stands at FINI is known by own_ref alone */
+			if (row->found)
+				problem(row, "own_ref_twice", "another row, in another partition of the table, has the same own_ref");
+			else
+			{
+				fini_entry_build(source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row);
+				if (source->documents)
+					check_applicants(source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row);
+			}
 			MemoryContextSwitchTo(old);
 		}
 	}
 	SPI_freetuptable(SPI_tuptable);
 	fini_identity_leave(&saved);
 	hash_destroy(index);
+}
+
+char *
+fini_source_find_twice(FiniSource *source, int n, char **own_refs)
+{
+	MemoryContext into = CurrentMemoryContext;
+	const char *column = quote_identifier(source->own_ref->column);
+	Oid			types[1] = {get_array_type(source->own_ref->type)};
+	Datum		args[1];
+	FiniIdentity saved;
+	char	   *twice = NULL;
+
+	args[0] = PointerGetDatum(typed_array(source->own_ref, n, (const char *const *) own_refs));
+	fini_identity_enter_owner(&saved, source->owner);
+	if (fini_outbox_execute_once(psprintf("SELECT %s FROM %s WHERE %s = ANY ($1) GROUP BY %s HAVING count(*) > 1 LIMIT 1",
+										  column, source->table, column, column), 1, types, args) != SPI_OK_SELECT)
+		elog(ERROR, "could not read table %s", source->table);
+	if (SPI_processed > 0)
+		twice = fini_outbox_column(0, 1, into);
+	SPI_freetuptable(SPI_tuptable);
+	fini_identity_leave(&saved);
+	return twice;
+}
+
+bool
+fini_source_has_row(FiniSource *source, const char *own_ref, const char *ipo_id)
+{
+	Oid			types[1] = {get_array_type(source->own_ref->type)};
+	Datum		args[1];
+	FiniIdentity saved;
+	bool		found = false;
+
+	args[0] = PointerGetDatum(typed_array(source->own_ref, 1, &own_ref));
+	fini_identity_enter_owner(&saved, source->owner);
+	if (fini_outbox_execute_once(psprintf("SELECT %s FROM %s WHERE %s = ANY ($1)", quote_identifier(source->ipo_id->column),
+										  source->table, quote_identifier(source->own_ref->column)), 1, types, args) != SPI_OK_SELECT)
+		elog(ERROR, "could not read table %s", source->table);
+	for (uint64 i = 0; i < SPI_processed && !found; i++)
+	{
+		char	   *text = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+
+		found = strcmp(text != NULL ? text : "", ipo_id) == 0;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	fini_identity_leave(&saved);
+	return found;
 }
 
 void
@@ -253,7 +313,7 @@ fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
 	args[0] = PointerGetDatum(typed_array(source->own_ref, n, own_refs));
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "UPDATE ONLY %s AS t SET ", source->table);
+	appendStringInfo(&sql, "UPDATE %s AS t SET ", source->table);
 	append_assignment(&sql, source->record_id_column, "v.r");
 	append_assignment(&sql, source->state_column, "v.s");
 	append_assignment(&sql, source->error_column,
@@ -282,70 +342,30 @@ fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
 	fini_identity_leave(&saved);
 }
 
-void
-fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, void *arg)
+Oid
+fini_source_root(Relation rel)
 {
-	MemoryContext context;
-	StringInfoData sql;
-	FiniIdentity saved;
-	Portal		portal;
-	Oid			types[1];
-	Datum		args[1];
+	return rel->rd_rel->relispartition ? llast_oid(get_partition_ancestors(RelationGetRelid(rel))) : RelationGetRelid(rel);
+}
 
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT %s, %s FROM ONLY %s",
-					 quote_identifier(source->own_ref->column), quote_identifier(source->ipo_id->column),
-					 source->table);
-	if (ipo_id != NULL)
-		appendStringInfo(&sql, " WHERE %s = $1", quote_identifier(source->ipo_id->column));
-	types[0] = source->ipo_id->type;
-	if (ipo_id != NULL)
+bool
+fini_source_is_unique(Relation rel, AttrNumber attnum)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *cell;
+	bool		found = false;
+
+	foreach(cell, indexes)
 	{
-		Oid			input;
-		Oid			ioparam;
+		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+		Form_pg_index form = index->rd_index;
 
-		getTypeInputInfo(source->ipo_id->type, &input, &ioparam);
-		args[0] = OidInputFunctionCall(input, unconstify(char *, ipo_id), ioparam, -1);
+		found |= form->indisunique && form->indimmediate && form->indisvalid && form->indnkeyatts == 1 &&
+			form->indkey.values[0] == attnum && RelationGetIndexPredicate(index) == NIL;
+		index_close(index, AccessShareLock);
 	}
-
-	fini_identity_enter_owner(&saved, source->owner);
-	portal = SPI_cursor_open_with_args(NULL, sql.data, ipo_id != NULL ? 1 : 0, types, args, NULL, false, 0);
-	/* goes with the portal, whatever the caller does to the context he came in */
-	context = AllocSetContextCreate(portal->portalContext, "fini scan", ALLOCSET_DEFAULT_SIZES);
-	for (;;)
-	{
-		SPITupleTable *table;
-		MemoryContext old;
-		char	  **own_refs;
-		char	  **ipo_ids;
-		int			n;
-
-		SPI_cursor_fetch(portal, true, SCAN_BATCH);
-		n = (int) SPI_processed;
-		if (n == 0)
-			break;
-		table = SPI_tuptable;
-
-		/* what the caller does is its own work, with its own rights */
-		fini_identity_leave(&saved);
-		old = MemoryContextSwitchTo(context);
-		own_refs = palloc(sizeof(char *) * n);
-		ipo_ids = palloc(sizeof(char *) * n);
-		for (int i = 0; i < n; i++)
-		{
-			own_refs[i] = SPI_getvalue(table->vals[i], table->tupdesc, 1);
-			ipo_ids[i] = SPI_getvalue(table->vals[i], table->tupdesc, 2);
-			if (ipo_ids[i] == NULL)
-				ipo_ids[i] = "";
-		}
-		fn(arg, n, own_refs, ipo_ids);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(context);
-		fini_identity_enter_owner(&saved, source->owner);
-		SPI_freetuptable(table);
-	}
-	SPI_cursor_close(portal);
-	fini_identity_leave(&saved);
+	list_free(indexes);
+	return found;
 }
 
 int64
@@ -446,9 +466,8 @@ typed_array(const FiniField *field, int n, const char *const *texts)
 	return construct_array(values, n, field->type, typlen, typbyval, typalign);
 }
 
-/* could the output of this type be this text? */
-static bool
-is_possible(Oid type, const char *own_ref)
+bool
+fini_source_is_possible(Oid type, const char *own_ref)
 {
 	Size		len = strlen(own_ref);
 	const char *digits = own_ref[0] == '-' ? own_ref + 1 : own_ref;
@@ -470,6 +489,27 @@ is_possible(Oid type, const char *own_ref)
 		default:
 			return true;
 	}
+}
+
+static void
+check_applicants(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
+{
+	List	   *problems;
+
+	fini_applicant_check(source, tuple, desc, &problems, &row->documents);
+	row->prechecked = source->precheck;
+	if (source->precheck && row->problem == NULL && problems != NIL)
+	{
+		row->problem = ((FiniProblem *) linitial(problems))->code;
+		row->problem_text = ((FiniProblem *) linitial(problems))->text;
+	}
+}
+
+static void
+problem(FiniRow *row, const char *code, const char *text)
+{
+	row->problem = code;
+	row->problem_text = text;
 }
 
 static int

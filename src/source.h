@@ -12,8 +12,10 @@
 
 #include "postgres.h"
 
+#include "executor/spi.h"
 #include "nodes/pg_list.h"
 #include "utils/jsonb.h"
+#include "utils/relcache.h"
 
 #include "secret.h"
 
@@ -47,7 +49,9 @@ typedef struct FiniSource
 {
 	Oid			relid;
 	Oid			owner;
-	char	   *table;			/* quoted, qualified */
+	char	   *table;			/* quoted, qualified, with ONLY where it has no partitions */
+	bool		partitioned;
+	bool		unique;			/* own_ref is unique by an index; else only within a partition */
 	List	   *fields;			/* of FiniField; own_ref first, ipo_id second */
 	FiniField  *own_ref;
 	FiniField  *ipo_id;
@@ -55,6 +59,10 @@ typedef struct FiniSource
 	const char *state_column;
 	const char *error_column;
 	int			error_limit;	/* characters it takes; 0: any number */
+
+	/* set by who reads rows to send them */
+	bool		documents;		/* their documents are wanted */
+	bool		precheck;		/* what fini.precheck would find is a problem, too */
 } FiniSource;
 
 /* one row, ready to be sent or with the reason why it cannot be */
@@ -66,6 +74,8 @@ typedef struct FiniRow
 	bool		has_json;		/* parts of it are the user's JSON */
 	const char *problem;		/* NULL: fine; else a local error code */
 	const char *problem_text;
+	bool		prechecked;		/* of a source with precheck */
+	List	   *documents;		/* of FiniDocument */
 } FiniRow;
 
 /* an outcome for one row; NULL leaves the column alone, "" clears it */
@@ -95,18 +105,41 @@ extern FiniSource *fini_source_open(Oid relid);
 extern void fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow *rows,
 							 MemoryContext into);
 
+/*
+ * One of these own_refs that more than one row of the table has, NULL when none
+ * has; as the table's owner.  Only partitioned tables can have one, see
+ * FiniSource.unique.
+ */
+extern char *fini_source_find_twice(FiniSource *source, int n, char **own_refs);
+
+/* is there a row with this own_ref and ipo_id? as the table's owner */
+extern bool fini_source_has_row(FiniSource *source, const char *own_ref, const char *ipo_id);
+
 /* write outcomes back, as the table's owner; in the caller's SPI connection */
 extern void fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes);
 
 /*
- * Call fn with own_refs and ipo_ids of the table's rows, as the table's owner,
- * some thousand at a time.
+ * Call fn with own_refs and ipo_ids of the table's rows, some thousand at a
+ * time, read as the table's owner; fn has its caller's rights (source_scan.c).
  */
 typedef void (*FiniSourceBatch) (void *arg, int n, char **own_refs, char **ipo_ids);
 extern void fini_source_scan(FiniSource *source, const char *ipo_id, FiniSourceBatch fn, void *arg);
 
 /* how many rows the table has for an IPO, as the table's owner */
 extern int64 fini_source_count(FiniSource *source, const char *ipo_id);
+
+/* the same with all columns of source->fields, in their order */
+typedef void (*FiniSourceRows) (void *arg, FiniSource *source, SPITupleTable *rows, int n);
+extern void fini_source_scan_rows(FiniSource *source, const char *ipo_id, FiniSourceRows fn, void *arg);
+
+/* could the output of this type be this text? */
+extern bool fini_source_is_possible(Oid type, const char *own_ref);
+
+/* the attached table that a table belongs to: its topmost partitioned one, or itself */
+extern Oid	fini_source_root(Relation rel);
+
+/* has the table a unique index on this column alone, in force at once and for all rows? */
+extern bool fini_source_is_unique(Relation rel, AttrNumber attnum);
 
 /*
  * Has the trigger that is running been fired by our own write-back to this
