@@ -20,6 +20,7 @@
 #include "utils/resowner.h"
 
 #include "compat.h"
+#include "duplicates.h"
 #include "error.h"
 #include "outbox.h"
 
@@ -204,6 +205,7 @@ fini_outbox_claim(FiniBatch *batch, int limit, MemoryContext into)
 	if (batch->operation != FINI_OPERATION_ADD)
 		keep_record_ids(batch);
 	fini_outbox_read_rows(batch, into);
+	fini_duplicates_judge(batch);
 	fini_outbox_settle(batch, NULL);
 
 	/* the rest is the request */
@@ -426,7 +428,10 @@ read_table(FiniBatch *batch, Oid relid, MemoryContext into)
 	MemoryContextSwitchTo(old);
 	PG_TRY();
 	{
-		fini_source_read(fini_source_open(relid), n, own_refs, rows, into);
+		FiniSource *source = fini_source_open(relid);
+
+		fini_duplicates_prepare(source);
+		fini_source_read(source, n, own_refs, rows, into);
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(old);
 		CurrentResourceOwner = owner;
