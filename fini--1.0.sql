@@ -633,7 +633,7 @@ CREATE INDEX reconcile_candidate_record_id ON fini.reconcile_candidate (run_id, 
 COMMENT ON TABLE fini.reconcile_candidate IS 'of runs under way: what may become a discrepancy; personal fields by name only';
 
 CREATE FUNCTION fini._forget_runs() RETURNS trigger
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	DELETE FROM fini.discrepancy d USING gone WHERE d.run_id = gone.run_id;
 	DELETE FROM fini.reconcile_seen s USING gone WHERE s.run_id = gone.run_id;
