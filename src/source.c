@@ -382,7 +382,7 @@ fini_source_count(FiniSource *source, const char *ipo_id)
 	int			rc;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT count(*) FROM ONLY %s WHERE %s = $1", source->table, quote_identifier(source->ipo_id->column));
+	appendStringInfo(&sql, "SELECT count(*) FROM %s WHERE %s = $1", source->table, quote_identifier(source->ipo_id->column));
 	getTypeInputInfo(source->ipo_id->type, &input, &ioparam);
 	args[0] = OidInputFunctionCall(input, unconstify(char *, ipo_id), ioparam, -1);
 
