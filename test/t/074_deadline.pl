@@ -191,6 +191,9 @@ is($fini->sql(q{select missed from fini.deadline where ipo_id = '5678'}), 5, 'al
 $fini->sql('select fini.pause()');
 $fini->sql(q{select fini.set_deadline('3456', clock_timestamp() - interval '1 day')});
 my $many = 5 * $rows;
+# each batch takes a while, so that there is a middle to be killed in
+$fini->sql(q{create function linger() returns trigger language plpgsql as 'begin perform pg_catalog.pg_sleep(0.2); return null; end';
+	create trigger linger after update on applications for each statement execute function linger()});
 $fini->sql("begin; select 1 from fini.deadline; insert into applications (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng)"
 	. " select 'many-' || i, '3456', 1000, 'PASSPORT', 'HK', 'M' || i, 'CHAN ' || i from generate_series(1, $many) i; commit");
 $fini->wait_for(q{select count(*) > 0 from fini.submission where own_ref like 'many%' and state = 'failed'}, 'the first to fail');
