@@ -425,7 +425,8 @@ has_turn(const CompanyShared *company, FiniThrottleClass class, int limit, int l
 
 	if (class == FINI_THROTTLE_BULK)
 		return live < limit - share_kept(limit) && (company->waiting_interactive == 0 || others_had_half);
-	return live < limit && (!others_had_half || company->bulk_waits_until < now);
+	/* beyond half, what the queue waits for is its; but not the places that it may not take */
+	return live < limit && (!others_had_half || company->bulk_waits_until < now || live >= limit - share_kept(limit));
 }
 
 /*
