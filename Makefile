@@ -66,7 +66,7 @@ test-valgrind:
 	@$(run) test/sanitizer/run --valgrind $(TESTS)
 SIZE = 1000000
 size:
-	@$(run) FINI_RECONCILE_ROWS=$(SIZE) FINI_TEST_DEADLINE=14400 PG_TEST_TIMEOUT_DEFAULT=7200 test/run t/070_reconcile.pl
+	@$(run) FINI_RECONCILE_ROWS=$(SIZE) FINI_RECONCILE_ORDER=record_id FINI_TEST_DEADLINE=14400 PG_TEST_TIMEOUT_DEFAULT=7200 test/run t/070_reconcile.pl
 gateway:
 	+@$(MAKE) -C test/gateway RELEASE=$(if $(filter 1,$(WERROR)),0,1)
 clean-gateway:

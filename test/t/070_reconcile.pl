@@ -2,11 +2,13 @@
 # page, through a killed worker and a restart of the server; by a session; and then mended.
 #
 # FINI_RECONCILE_ROWS is the number of rows (make size: 1000000), a thousandth of them, but 20 at least, are
-# planted of each kind. What is measured is printed.
+# planted of each kind. What is measured is printed. The gateway lists them shuffled, or as they were sent
+# (FINI_RECONCILE_ORDER=record_id, and that of make size).
 
 use strict;
 use warnings;
 
+use FiniSize;
 use FiniTest;
 use JSON::PP;
 use PostgreSQL::Test::Utils;
@@ -15,6 +17,7 @@ use Time::HiRes qw(time);
 
 my $rows = $ENV{FINI_RECONCILE_ROWS} // 20000;
 my $each = $rows / 1000 > 20 ? int($rows / 1000) : 20;
+my $say = $ENV{FINI_RECONCILE_ROWS} ? \&diag : \&note;
 my @personal = qw(idType idCountryJurisdiction idNum fullNameEng fullNameChi);
 
 my $fini = FiniTest->armed_cluster(settings => { 'fini.rate_limit' => 0 }, gateway => [ '--rate-limit', 0 ],
@@ -28,16 +31,12 @@ sub queries { return $fini->stats->{requests}{'subscriptions/query'} // 0 }
 sub applicant { my ($i) = @_; return { idType => 'PASSPORT', idCountryJurisdiction => 'GBR', idNum => sprintf('PX%07d', $i), fullNameEng => "SECRETNAME, Jane $i", fullNameChi => "\x{9673}$i" } }
 sub own_ref { return sprintf 'R%08d', $_[0] }
 
-# CPU seconds and private memory of a process
-sub cpu { my @f = split / /, (slurp_file("/proc/$_[0]/stat") =~ s/^.*\) //r); return ($f[11] + $f[12]) / 100 }
-sub private_kb { my $n = 0; $n += $_ for slurp_file("/proc/$_[0]/smaps_rollup") =~ /^Private_\w+:\s+(\d+)/mg; return $n }
-
 # the largest private memory of a process while a query of another session says so
 sub watch
 {
 	my ($pid, $condition, $what) = @_;
 	my $peak = 0;
-	$fini->wait_for(sub { my $now = eval { private_kb($pid) } // 0; $peak = $now if $now > $peak; return $fini->sql($condition) eq 't' }, $what);
+	$fini->wait_for(sub { my $now = eval { FiniSize::private_kb($pid) } // 0; $peak = $now if $now > $peak; return $fini->sql($condition) eq 't' }, $what);
 	return $peak;
 }
 
@@ -53,14 +52,12 @@ sub unexpected
 # --- rows that stand, and what is planted among them ---
 
 my $began = time;
-$fini->sql(qq{
-	select fini.create_subscription_table('applications'); select fini.attach('applications');
-	insert into applications (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng, full_name_chi)
-	select 'R' || lpad(i::text, 8, '0'), '1234', 1000 + i % 7 * 500, 'PASSPORT', 'GBR', 'PX' || lpad(i::text, 7, '0'), 'SECRETNAME, Jane ' || i, U&'\\9673' || i
-	from generate_series(1, $rows) i});
-settled();
-is($fini->sql(q{select count(*) from applications where fini_state = 'accepted'}), $rows, 'all rows stand');
-note(sprintf '%d rows submitted in %.0f s', $rows, time - $began);
+$fini->sql(q{select fini.create_subscription_table('applications'); select fini.attach('applications')});
+is(FiniSize::stand(sub { $fini->sql($_[0], timeout => 3600) }, $fini->sandbox, 'applications', qq{
+	select i as n, 'R' || lpad(i::text, 8, '0') own_ref, '1234' ipo_id, 1000 + i % 7 * 500 app_quantity, null firm_id, 'PASSPORT' id_type,
+		'GBR' id_country_jurisdiction, 'PX' || lpad(i::text, 7, '0') id_num, 'SECRETNAME, Jane ' || i full_name_eng, U&'\\9673' || i full_name_chi, null::jsonb id_list
+	from generate_series(1, $rows) i}, order => $ENV{FINI_RECONCILE_ORDER} // 'md5(own_ref)'), $rows, 'all rows stand');
+$say->(sprintf '%d rows stand after %.0f s', $rows, time - $began);
 
 my @planted = qw(missing quantity personal firm status withdrawn duplicate record_id own_ref);
 my $apart = int($rows / (@planted * $each));
@@ -158,7 +155,7 @@ my $half = int($pages / 2);
 my $third = int($pages * 3 / 4);
 my %hang = (endpoint => 'subscriptions/query', action => 'hang-before', ms => 3600000);
 $fini->faults({ %hang, skip => $half }, { %hang, skip => $third });
-my $cpu = cpu(worker_pid());
+my $cpu = FiniSize::cpu(worker_pid());
 $began = time;
 my $run = $fini->sql(q{select fini.start_reconcile('applications', '1234')});
 $fini->sql_fails(q{select fini.start_reconcile('applications', '1234')}, qr/ERROR:  55006: .*HINT:  Wait for it with fini\.wait_reconcile\($run\)/s, 'a second run says that one is under way');
@@ -167,13 +164,13 @@ my $pid = worker_pid();
 my $peak = watch($pid, "select pages = $half from fini.reconcile_run where run_id = $run", 'half of the pages');
 is($fini->sql("select state, phase, pages, remote from fini.reconcile_run where run_id = $run"), "running|pages|$half|" . $half * 1000, 'at half');
 $fini->wait_for(sub { ($fini->stats->{faults}{'hang-before'} // 0) > 0 }, 'the next page to be asked for');
-my $first_half = cpu($pid) - $cpu;
+my $used = FiniSize::cpu($pid) - $cpu;
 
 subtest 'what is kept of a run under way names no person' => sub {
 	my $text = $fini->sql('select s::text from fini.reconcile_seen s union all select c::text from fini.reconcile_candidate c union all select r::text from fini.reconcile_run r');
 	cmp_ok(length $text, '>', 1000, 'there is something to look at');
 	unlike($text, qr/SECRETNAME|PX\d{7}|\xE9\x99\xB3|OTHER/, 'and nothing personal in it');
-	note($fini->sql(q{select format('kept at half: seen %s in %s rows, candidates %s in %s rows', pg_size_pretty(pg_total_relation_size('fini.reconcile_seen')),
+	$say->($fini->sql(q{select format('kept at half: seen %s in %s rows, candidates %s in %s rows', pg_size_pretty(pg_total_relation_size('fini.reconcile_seen')),
 		(select count(*) from fini.reconcile_seen), pg_size_pretty(pg_total_relation_size('fini.reconcile_candidate')), (select count(*) from fini.reconcile_candidate))}));
 };
 
@@ -182,12 +179,13 @@ $fini->wait_for(sub { my (undef, $out) = $fini->node->psql('postgres', 'select w
 $fini->wait_for(sub { ($fini->stats->{faults}{'hang-before'} // 0) > 1 }, 'a page in the last half to be asked for');
 my ($state, $reached) = split /\|/, $fini->sql("select state, pages from fini.reconcile_run where run_id = $run");
 ok($state eq 'running' && $reached >= $third - 1 && $reached < $pages, "a killed worker: its successor goes on ($reached pages)");
+$used += FiniSize::cpu(worker_pid());
 $fini->node->restart('fast');
 $fini->clear_faults;
 $fini->wait_for("select worker_pid is not null from fini.status", 'a worker');
 $pid = worker_pid();
-$cpu = 0;
 my $peak_later = watch($pid, "select state <> 'running' from fini.reconcile_run where run_id = $run", 'the run to end');
+$used += FiniSize::cpu($pid);
 $peak = $peak_later if $peak_later > $peak;
 is($fini->sql("select state, error, pages from fini.reconcile_run where run_id = $run"), "finished||$pages", 'a restarted server: the run goes on to its end');
 is(queries() - $first, $pages + 2, "$pages pages, and the two that were interrupted, were asked for");
@@ -196,19 +194,19 @@ is($fini->sql("select local, remote, matched, discrepancies from fini.reconcile_
 	join('|', $rows, $records, $rows - 8 * $each, scalar @expected) =~ s/\|(\d+)\|(\d+)$/'|' . ($rows - @planted * $each + $each) . "|$2"/er, 'the run says how many');
 cmp_ok($peak, '<', 100 * 1024, "the worker's private memory stays below 100 MB ($peak kB)");
 is($fini->sql('select (select count(*) from fini.reconcile_seen) + (select count(*) from fini.reconcile_candidate)'), 0, 'nothing else is kept');
-note(sprintf 'worker: %d of %d records in %.1f s of its CPU, %.1f us a record', $half * 1000, $records, $first_half, $first_half * 1e6 / ($half * 1000));
+$say->(sprintf 'worker: %d records in %d pages: %.1f s of its CPU, %.1f us a record, in %.0f s; at most %d kB private', $records, $pages, $used, $used * 1e6 / $records, time - $began, $peak);
 
 # --- a session, with one implementation ---
 
 my $session = $fini->node->background_psql('postgres', on_error_stop => 0);
 my $backend = $session->query_safe('select pg_backend_pid()');
-my $before = cpu($backend);
+my $before = FiniSize::cpu($backend);
 $first = queries();
 $session->query_until(qr/on its way/, "\\echo on its way\ncreate table direct as select * from fini.reconcile('applications', '1234');\n");
 $peak = watch($backend, q{select to_regclass('direct') is not null}, 'fini.reconcile');
 is(queries() - $first, $pages, "a session asks for $pages pages");
 cmp_ok($peak, '<', 100 * 1024, "the session's private memory stays below 100 MB ($peak kB)");
-note(sprintf 'session: %.1f us of its CPU a record', (cpu($backend) - $before) * 1e6 / $records);
+$say->(sprintf 'session: %.1f us of its CPU a record', (FiniSize::cpu($backend) - $before) * 1e6 / $records);
 $session->quit;
 is($fini->sql('select local, remote, matched, discrepancies from direct'),
 	$fini->sql("select local, remote, matched, discrepancies from fini.reconcile_run where run_id = $run"), 'it comes to the same numbers');
