@@ -5,7 +5,7 @@
 #	make test		every test, on throw-away servers; TESTS="t/name.pl sql/name.sql" for some
 #	make bench		measurements		make bench-quick	the same in two minutes
 #	make torture	kills and faults without end: TORTURE="--seed 7 --kills 200 --operations 50000" (docs/torture.md)
-#	make size		reconciling 1,000,000 rows with 1,000,000 records: SIZE=20000 for less
+#	make size		an IPO of 1,000,000 applications: SIZE=20000 for less, SIZED=t/070_reconcile.pl for a part (docs/testing.md)
 #	make gateway	the sandbox gateway	make installcheck	regression tests on a server of one's own
 #	make fuzz		the parsers under libFuzzer		make fuzz-smoke	the same for a minute (docs/testing.md)
 #	make test-asan	the suite under AddressSanitizer	make test-valgrind	its core under valgrind
@@ -65,8 +65,11 @@ test-asan:
 test-valgrind:
 	@$(run) test/sanitizer/run --valgrind $(TESTS)
 SIZE = 1000000
+SIZED = t/065_precheck.pl t/070_reconcile.pl t/071_reconcile_meanwhile.pl t/074_deadline.pl
 size:
-	@$(run) FINI_RECONCILE_ROWS=$(SIZE) FINI_RECONCILE_ORDER=record_id FINI_TEST_DEADLINE=14400 PG_TEST_TIMEOUT_DEFAULT=7200 test/run t/070_reconcile.pl
+	@$(run) FINI_PRECHECK_ROWS=$(SIZE) FINI_RECONCILE_ROWS=$(SIZE) FINI_RECONCILE_ORDER=record_id \
+		FINI_RECONCILE_MEANWHILE=$$(($(SIZE) / 50)) FINI_DEADLINE_ROWS=$$(($(SIZE) / 5)) \
+		FINI_TEST_DEADLINE=14400 PG_TEST_TIMEOUT_DEFAULT=7200 test/run $(SIZED)
 gateway:
 	+@$(MAKE) -C test/gateway RELEASE=$(if $(filter 1,$(WERROR)),0,1)
 clean-gateway:
