@@ -1190,19 +1190,22 @@ COMMENT ON FUNCTION fini.set_deadline(text, timestamptz) IS 'nothing of this IPO
 CREATE VIEW fini.progress AS
 	WITH part AS (
 		SELECT q.ipo_id, min(q.id) AS first_id, count(*) AS queued, (count(*) + k.batch_size - 1) / k.batch_size AS requests,
-			0::bigint AS sending, 0::bigint AS unknown, NULL::text AS state, 0::bigint AS n, 0::bigint AS lately
+			0::bigint AS sending, 0::bigint AS unknown, NULL::text AS state, 0::bigint AS n, 0::bigint AS lately, 0::bigint AS funding
 		FROM fini.queue q, fini._pace() k GROUP BY q.ipo_id, q.operation, k.batch_size
 		UNION ALL
 		SELECT r.ipo_id, min(r.members[1]), 0, count(*) FILTER (WHERE r.state = 'unknown'),
 			coalesce(sum(cardinality(r.members)) FILTER (WHERE r.state = 'sending'), 0)::bigint,
-			coalesce(sum(cardinality(r.members)) FILTER (WHERE r.state = 'unknown'), 0)::bigint, NULL, 0, 0
+			coalesce(sum(cardinality(r.members)) FILTER (WHERE r.state = 'unknown'), 0)::bigint, NULL, 0, 0, 0
 		FROM fini.request r WHERE r.state IN ('sending', 'unknown') AND r.operation IS NOT NULL GROUP BY r.ipo_id
 		UNION ALL
 		SELECT t.ipo_id, NULL, 0, 0, 0, 0, t.state, sum(t.n)::bigint,
-			coalesce(sum(t.n) FILTER (WHERE t.n > 0 AND t.at > clock_timestamp() - interval '1 minute'), 0)::bigint
+			coalesce(sum(t.n) FILTER (WHERE t.n > 0 AND t.at > clock_timestamp() - interval '1 minute'), 0)::bigint, 0
 		FROM fini.tally t GROUP BY t.ipo_id, t.state
 		UNION ALL
-		SELECT d.ipo_id, NULL, 0, 0, 0, 0, NULL, 0, 0 FROM fini.deadline d
+		SELECT d.ipo_id, NULL, 0, 0, 0, 0, NULL, 0, 0, 0 FROM fini.deadline d
+		UNION ALL
+		SELECT c.ipo_id, NULL, 0, 0, 0, 0, NULL, 0, 0, count(*) FROM fini.funding_confirmation c
+		WHERE c.state IN ('queued', 'sending', 'unknown') AND c.ipo_id IS NOT NULL GROUP BY c.ipo_id
 	), ipo AS (
 		SELECT p.ipo_id, min(p.first_id) AS first_id, sum(p.queued)::bigint AS queued, sum(p.sending)::bigint AS sending,
 			sum(p.unknown)::bigint AS unknown,
@@ -1211,7 +1214,7 @@ CREATE VIEW fini.progress AS
 			coalesce(sum(p.n) FILTER (WHERE p.state = 'cancelled'), 0)::bigint AS cancelled,
 			coalesce(sum(p.n) FILTER (WHERE p.state = 'failed'), 0)::bigint AS failed,
 			coalesce(sum(p.lately) FILTER (WHERE p.state IN ('accepted', 'rejected')), 0)::bigint AS records_per_minute,
-			sum(p.requests)::bigint AS requests
+			sum(p.requests)::bigint AS requests, sum(p.funding)::bigint AS funding_open
 		FROM part p GROUP BY p.ipo_id
 	), served AS (
 		SELECT i.*, d.deadline, d.missed, i.queued + i.sending + i.unknown AS open, k.margin, c.now,
@@ -1227,9 +1230,10 @@ CREATE VIEW fini.progress AS
 		FROM ahead a
 	)
 	SELECT ipo_id, queued, sending, unknown, accepted, rejected, cancelled, failed, records_per_minute, deadline, estimated_finish,
-		CASE WHEN deadline IS NOT NULL THEN missed = 0 AND (open = 0 OR coalesce(estimated_finish <= deadline - margin, false)) END AS on_time
+		CASE WHEN deadline IS NOT NULL THEN missed = 0 AND (open = 0 OR coalesce(estimated_finish <= deadline - margin, false)) END AS on_time,
+		funding_open
 	FROM estimated;
-COMMENT ON VIEW fini.progress IS 'each IPO''s operations by state, its pace, and whether it will be finished by its deadline';
+COMMENT ON VIEW fini.progress IS 'each IPO''s operations by state, its pace, whether it will be finished by its deadline, and confirmations of funding that are open';
 
 CREATE FUNCTION fini._tally_differences(OUT ipo_id text, OUT state text, OUT tallied bigint, OUT counted bigint)
 RETURNS SETOF record LANGUAGE sql STABLE AS $$
@@ -1360,6 +1364,7 @@ DECLARE
 	s record;
 	doubt record;
 	slow record;
+	funding record;
 	oldest timestamptz;
 	next_due timestamptz;
 	reason text;
@@ -1402,6 +1407,8 @@ BEGIN
 	WHERE r.state = 'unknown' AND r.started_at < clock_timestamp() - patience;
 	SELECT count(*) AS requests, min(r.started_at) AS since, min(r.code) AS code INTO slow FROM fini.request r
 	WHERE r.state = 'sending' AND r.started_at < clock_timestamp() - patience;
+	SELECT count(*) AS open, min(f.created_at) AS since, min(f.error_code) AS code INTO funding FROM fini.funding_confirmation f
+	WHERE f.state IN ('queued', 'sending', 'unknown');
 	SELECT min(q.not_before) INTO next_due FROM fini.queue q;
 	IF s.queued > 0 THEN
 		SELECT u.created_at INTO oldest FROM fini.submission u
@@ -1413,12 +1420,13 @@ BEGIN
 		WHEN s.last_error_at > clock_timestamp() - patience THEN format('The worker''s last error: %s.', rtrim(s.last_error, '. '))
 		ELSE 'See throttle, and the worker''s lines in the server''s log.' END;
 	ok := false;
-	IF s.queued + s.sending + s.unknown = 0 THEN
+	IF s.queued + s.sending + s.unknown + funding.open = 0 THEN
 		ok := true;
 		detail := 'Nothing is open.';
 	ELSIF m.armed IS NOT TRUE OR m.paused THEN
 		ok := NULL;
-		detail := format('%s operations are open, and wait: see %s.', s.queued + s.sending + s.unknown, CASE WHEN m.paused THEN 'paused' ELSE 'armed' END);
+		detail := format('%s operations%s are open, and wait: see %s.', s.queued + s.sending + s.unknown,
+			CASE WHEN funding.open > 0 THEN format(' and %s confirmations of funding', funding.open) ELSE '' END, CASE WHEN m.paused THEN 'paused' ELSE 'armed' END);
 	ELSIF doubt.requests > 0 THEN
 		detail := format('%s requests are in doubt since %s: what became of them cannot be found out. %s', doubt.requests,
 			to_char(doubt.since, 'YYYY-MM-DD HH24:MI TZ'), reason);
@@ -1428,10 +1436,14 @@ BEGIN
 	ELSIF oldest < clock_timestamp() - patience AND coalesce(w.settled_at < clock_timestamp() - patience, true) THEN
 		detail := format('%s operations are queued, the oldest since %s, and nothing has been settled %s. %s', s.queued,
 			to_char(oldest, 'YYYY-MM-DD HH24:MI TZ'), coalesce('since ' || to_char(w.settled_at, 'YYYY-MM-DD HH24:MI TZ'), 'yet'), reason);
+	ELSIF funding.since < clock_timestamp() - patience THEN
+		detail := format('%s confirmations of funding are open, the oldest since %s%s: see fini.funding_confirmation. %s', funding.open,
+			to_char(funding.since, 'YYYY-MM-DD HH24:MI TZ'), coalesce(', code ' || funding.code, ''), reason);
 	ELSE
 		ok := true;
 		detail := format('%s operations are queued, %s being sent, %s in doubt%s.', s.queued, s.sending, s.unknown,
-			CASE WHEN s.queued > 0 AND oldest IS NULL THEN ', the next due at ' || to_char(next_due, 'YYYY-MM-DD HH24:MI:SS TZ') ELSE '' END);
+			CASE WHEN s.queued > 0 AND oldest IS NULL THEN ', the next due at ' || to_char(next_due, 'YYYY-MM-DD HH24:MI:SS TZ') ELSE '' END
+			|| CASE WHEN funding.open > 0 THEN format('; %s confirmations of funding', funding.open) ELSE '' END);
 	END IF;
 	RETURN NEXT;
 END $$;

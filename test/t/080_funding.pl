@@ -248,6 +248,11 @@ $fini->wait_done;
 is($fini->sql('select fini_state from applications'), 'accepted', 'applications go on without the entitlement to funding');
 is_deeply(states(160), { queued => 1 }, 'the confirmation stays queued');
 like($fini->sql(q{select error_code, error_message from fini.funding_confirmation where state = 'queued'}), qr/^403\|not entitled/, 'and says why');
+is($fini->sql(q{select funding_open, queued, on_time is null from fini.progress where ipo_id = '1234'}), '1|0|t', 'fini.progress counts it apart from applications');
+is($fini->sql(q{select ok, detail from fini.check() where item = 'queue'}), 't|0 operations are queued, 0 being sent, 0 in doubt; 1 confirmations of funding.', 'fini.check: it is open');
+$fini->sql(q{update fini.funding_confirmation set created_at = now() - interval '1 hour' where state = 'queued'});
+like($fini->sql(q{select ok, detail from fini.check() where item = 'queue'}), qr/^f\|1 confirmations of funding are open, the oldest since .*, code 403: see fini\.funding_confirmation\. An endpoint is stopped: see endpoints\.$/, 'fini.check: for too long');
+$refused += 2;	# fini.check asks for itself
 $fini->sql_fails('select fini.refresh_funding()', qr/IP007/, 'refresh_funding says it at once');
 is(calls('query') + calls('confirm'), $refused + 1, 'FINI is not asked over and over');
 $sandbox->config(entitle => [ 'subscriptions', 'funding' ]);
@@ -255,6 +260,7 @@ $fini->sql('select fini.resume()');
 settled();
 $changed += 1;
 agree('entitled again', '20', $changed, 160);
+is($fini->sql(q{select funding_open from fini.progress where ipo_id = '1234'}) . $fini->sql(q{select detail from fini.check() where item = 'queue'}), '0Nothing is open.', 'and seen there as well');
 
 # not armed: queued, and not sent
 $fini->sql('select fini.disarm()');
@@ -263,6 +269,7 @@ confirm(20, 161);
 $calls = calls('confirm');
 $fini->sql('select fini.refresh_ipos()');
 is_deeply(states(161), { queued => 1 }, 'disarmed, it stays queued');
+is($fini->sql(q{select ok is null, detail from fini.check() where item = 'queue'}), 't|0 operations and 1 confirmations of funding are open, and wait: see armed.', 'fini.check: which is no fault');
 is(calls('confirm'), $calls, 'and nothing is sent');
 $fini->sql('select fini.arm()');
 settled();
