@@ -93,4 +93,33 @@
 #define fini_compat_my_proc_number()		(MyProc->pgprocno)
 #endif
 
+/*
+ * Indexes of a table that is written to without the executor: which an update
+ * concerns (16 knows of those that only summarize), and how a scan begins.
+ */
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "executor/executor.h"
+
+#if PG_VERSION_NUM >= 160000
+typedef TU_UpdateIndexes FiniCompatUpdateIndexes;
+#define FINI_COMPAT_ALL_INDEXES				TU_All
+#define fini_compat_any_index(which)		((which) != TU_None)
+#define fini_compat_insert_index_tuples(result, slot, estate, update, which) \
+	ExecInsertIndexTuples((result), (slot), (estate), (update), false, NULL, NIL, (which) == TU_Summarizing)
+#else
+typedef bool FiniCompatUpdateIndexes;
+#define FINI_COMPAT_ALL_INDEXES				true
+#define fini_compat_any_index(which)		(which)
+#define fini_compat_insert_index_tuples(result, slot, estate, update, which) \
+	ExecInsertIndexTuples((result), (slot), (estate), (update), false, NULL, NIL)
+#endif
+#if PG_VERSION_NUM >= 180000
+#define fini_compat_index_beginscan(table, index, snapshot, nkeys) \
+	index_beginscan((table), (index), (snapshot), NULL, (nkeys), 0)
+#else
+#define fini_compat_index_beginscan(table, index, snapshot, nkeys) \
+	index_beginscan((table), (index), (snapshot), (nkeys), 0)
+#endif
+
 #endif							/* FINI_COMPAT_H */

@@ -8,10 +8,14 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
+#include "fmgr.h"
 #include "mb/pg_wchar.h"
+#include "utils/builtins.h"
 #include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
 
 #include "answer.h"
 #include "compat.h"
@@ -24,9 +28,10 @@
 #define MAX_QUANTITY	18		/* digits */
 #define MAX_ENTRY		65536	/* bytes; a thousand of them must fit into one request, and into memory */
 
+static char *column_text(FiniField *field, Datum value, bool isnull);
 static void append_field(FiniField *field, const char *text, FiniRow *row);
-static void append_applicant(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
-static void append_id_list(const char *text, FiniRow *row);
+static void append_applicant(FiniSource *source, Datum *values, bool *nulls, FiniRow *row);
+static void append_id_list(FiniField *field, Datum value, FiniRow *row);
 static void append_extra(FiniSource *source, const char *text, FiniRow *row);
 static bool is_own_field(FiniSource *source, const JsonbValue *name);
 static void append_quantity(const char *text, FiniRow *row);
@@ -40,28 +45,32 @@ void
 fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
 {
 	ListCell   *cell;
-	int			column = 0;
+	int			column = -1;
+	Datum	   *values = palloc(sizeof(Datum) * desc->natts);
+	bool	   *nulls = palloc(sizeof(bool) * desc->natts);
 	bool		has_quantity = false;
 	bool		has_firm = false;
 	const char *extra = NULL;
 
+	heap_deform_tuple(tuple, desc, values, nulls);
 	row->found = true;
 	row->entry = fini_buffer_create(512);
 	row->ipo_id = "";
 	foreach(cell, source->fields)
 	{
 		FiniField  *field = lfirst(cell);
-		char	   *text = SPI_getvalue(tuple, desc, ++column);
+		char	   *text;
 
+		column++;
+		if (field->kind == FINI_FIELD_PERSONAL || field->kind == FINI_FIELD_ID_LIST)
+			continue;			/* together, below */
+		text = column_text(field, values[column], nulls[column]);
 		switch (field->kind)
 		{
 			case FINI_FIELD_IPO_ID:
 				row->ipo_id = text != NULL ? text : "";
 				append_field(field, text, row);
 				break;
-			case FINI_FIELD_PERSONAL:
-			case FINI_FIELD_ID_LIST:
-				break;			/* together, below */
 			case FINI_FIELD_QUANTITY:
 				has_quantity = true;
 				append_quantity(text, row);
@@ -78,7 +87,7 @@ fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 				break;
 		}
 	}
-	append_applicant(source, tuple, desc, row);
+	append_applicant(source, values, nulls, row);
 	if (!has_quantity)
 		append_quantity(NULL, row);
 	if (!has_firm)
@@ -124,6 +133,25 @@ fini_entry_append_element(FiniBuffer *dst, const char *value)
 	fini_json_append_string(dst, value, strlen(value));
 }
 
+/* what the type's output function says; NULL for null */
+static char *
+column_text(FiniField *field, Datum value, bool isnull)
+{
+	if (isnull)
+		return NULL;
+	if (field->type == TEXTOID || field->type == VARCHAROID)
+		return TextDatumGetCString(value);
+	if (!OidIsValid(field->output.fn_oid))
+	{
+		Oid			output;
+		bool		varlena;
+
+		getTypeOutputInfo(field->type, &output, &varlena);
+		fmgr_info_cxt(output, &field->output, GetMemoryChunkContext(field));
+	}
+	return OutputFunctionCall(&field->output, value);
+}
+
 static void
 append_field(FiniField *field, const char *text, FiniRow *row)
 {
@@ -157,12 +185,12 @@ append_field(FiniField *field, const char *text, FiniRow *row)
 
 /* idList: from the id_list column where it holds something, else from the five columns */
 static void
-append_applicant(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
+append_applicant(FiniSource *source, Datum *values, bool *nulls, FiniRow *row)
 {
 	ListCell   *cell;
 	FiniBuffer *applicant = fini_buffer_create(256);
 	bool		anything = false;
-	int			column = 0;
+	int			column = -1;
 
 	foreach(cell, source->fields)
 	{
@@ -172,14 +200,14 @@ append_applicant(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 		column++;
 		if (field->kind != FINI_FIELD_ID_LIST && field->kind != FINI_FIELD_PERSONAL)
 			continue;
-		text = SPI_getvalue(tuple, desc, column);
-		if (field->kind == FINI_FIELD_ID_LIST && text != NULL)
+		if (field->kind == FINI_FIELD_ID_LIST && !nulls[column])
 		{
-			append_id_list(text, row);
+			append_id_list(field, values[column], row);
 			return;
 		}
 		if (field->kind == FINI_FIELD_PERSONAL)
 		{
+			text = column_text(field, values[column], nulls[column]);
 			anything |= text != NULL && text[0] != '\0';
 			fini_entry_append(applicant, field->name, text);
 		}
@@ -197,9 +225,10 @@ append_applicant(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 }
 
 static void
-append_id_list(const char *text, FiniRow *row)
+append_id_list(FiniField *field, Datum value, FiniRow *row)
 {
-	Jsonb	   *json = fini_answer_to_jsonb(text, strlen(text));
+	const char *text = column_text(field, value, false);
+	Jsonb	   *json = field->type == JSONBOID ? DatumGetJsonbP(value) : fini_answer_to_jsonb(text, strlen(text));
 
 	if (json == NULL || !is_list_of_objects(json))
 		problem(row, "bad_id_list", "the id_list is no array of applicants");
@@ -326,11 +355,7 @@ check_sealable(FiniRow *row)
 		problem(row, "unsealable", "the entry is larger than 64 kB");
 		return;
 	}
-	object = fini_buffer_create(row->entry->len + 2);
-	fini_buffer_append(object, "{", 1);
-	fini_buffer_append(object, row->entry->data, row->entry->len);
-	fini_buffer_append(object, "}", 1);
-	utf8 = fini_encoding_to_utf8(object->data, object->len, &len);
+	utf8 = fini_encoding_to_utf8(row->entry->data, row->entry->len, &len);
 	if (utf8 == NULL)
 	{
 		problem(row, "bad_encoding", "a character of the row has no equivalent in UTF-8");
@@ -338,6 +363,10 @@ check_sealable(FiniRow *row)
 	}
 	if (!row->has_json)
 		return;
+	object = fini_buffer_create(len + 2);
+	fini_buffer_append(object, "{", 1);
+	fini_buffer_append(object, utf8, len);
+	fini_buffer_append(object, "}", 1);
 
 	rules.nnames = fini_settings_encrypted_fields(&rules.names);
 	rules.replace = note_nested;
@@ -346,7 +375,7 @@ check_sealable(FiniRow *row)
 	rules.sqlerrcode = ERRCODE_INVALID_PARAMETER_VALUE;
 	PG_TRY();
 	{
-		fini_json_transform(utf8, len, &rules, fini_buffer_create(len));
+		fini_json_transform(object->data, object->len, &rules, fini_buffer_create(object->len));
 		if (nested)
 			problem(row, "unsealable", "a personal field holds an object or an array");
 	}

@@ -14,14 +14,30 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/plancache.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "compat.h"
 #include "outbox.h"
+#include "textmap.h"
 
 PG_FUNCTION_INFO_V1(fini_sql_is_mine);
 
+/* a statement on a user's table, by its text; so many of them at most */
+#define MAX_KEPT	100
+
+typedef struct KeptPlan
+{
+	const char *sql;
+	SPIPlanPtr	plan;
+} KeptPlan;
+
+static HTAB *kept_plans = NULL;
+static int	kept_in_use = 0;
+
+static void forget_plans(void);
 static void plan_for_indexes(void);
 
 const char *
@@ -71,25 +87,46 @@ fini_outbox_execute(FiniStatement *statement, Datum *values, const char *nulls, 
 }
 
 int
-fini_outbox_execute_once(const char *sql, int nargs, Oid *types, Datum *values)
+fini_outbox_execute_kept(const char *sql, int nargs, Oid *types, Datum *values)
 {
 	int			guc_level = NewGUCNestLevel();
-	SPIPlanPtr	plan;
+	KeptPlan   *kept;
 	CachedPlan *planned;
-	int			rc;
+	volatile int rc = 0;
+	bool		found;
 
 	plan_for_indexes();
-	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
-	if (plan == NULL)
-		elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
-	/* planned here, kept in the cache, found there again below */
-	planned = SPI_plan_get_cached_plan(plan);
+	if (kept_plans != NULL && hash_get_num_entries(kept_plans) >= MAX_KEPT && kept_in_use == 0)
+		forget_plans();
+	if (kept_plans == NULL)
+		kept_plans = fini_textmap_create("fini plans", MAX_KEPT, sizeof(KeptPlan), TopMemoryContext);
+	kept = fini_textmap_find(kept_plans, sql);
+	if (kept == NULL)
+	{
+		char	   *key = MemoryContextStrdup(TopMemoryContext, sql);
+		SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
+		kept = fini_textmap_enter(kept_plans, key, &found);
+		kept->plan = plan;
+	}
+	/* planned here, where that is needed, kept in the cache, found there again below */
+	planned = SPI_plan_get_cached_plan(kept->plan);
 	if (planned != NULL)
-		ReleaseCachedPlan(planned, NULL);	/* no owner: the plan is not saved */
+		ReleaseCachedPlan(planned, CurrentResourceOwner);
 	AtEOXact_GUC(false, guc_level);
 
-	rc = SPI_execute_plan(plan, values, NULL, false, 0);
-	SPI_freeplan(plan);
+	kept_in_use++;
+	PG_TRY();
+	{
+		rc = SPI_execute_plan(kept->plan, values, NULL, false, 0);
+	}
+	PG_FINALLY();
+	{
+		kept_in_use--;
+	}
+	PG_END_TRY();
 	return rc;
 }
 
@@ -134,6 +171,23 @@ Datum
 fini_sql_is_mine(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(TransactionIdIsCurrentTransactionId(PG_GETARG_TRANSACTIONID(0)));
+}
+
+static void
+forget_plans(void)
+{
+	HASH_SEQ_STATUS status;
+	KeptPlan   *kept;
+
+	hash_seq_init(&status, kept_plans);
+	while ((kept = hash_seq_search(&status)) != NULL)
+	{
+		const char *key = kept->sql;
+
+		SPI_freeplan(kept->plan);
+		(void) hash_search(kept_plans, &key, HASH_REMOVE, NULL);
+		pfree(unconstify(char *, key));
+	}
 }
 
 /* in force while a plan is made, until the statement's end; no compiled code for milliseconds' work */

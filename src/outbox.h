@@ -130,6 +130,9 @@ extern int64 fini_outbox_next_due(void);
 /* claim up to limit operations for a new request; count 0: nothing to be had */
 extern void fini_outbox_claim(FiniBatch *batch, int limit, MemoryContext into);
 
+/* a member as the outbox has it, from a row of fini.submission (see outbox_store.h) */
+extern void fini_outbox_member(TupleTableSlot *row, FiniMember *member, MemoryContext into);
+
 /* requests that a former worker left open, as FiniBatch: all of them are in doubt now */
 extern List *fini_outbox_recover(MemoryContext into);
 
@@ -232,10 +235,11 @@ typedef struct FiniStatement
 extern int	fini_outbox_execute(FiniStatement *statement, Datum *values, const char *nulls, long limit);
 
 /*
- * Execute once, planned for index scans as well; but the planner's settings
- * are back in place when it runs, for it may run a user's triggers.
+ * Execute a statement on a user's table, planned for index scans as well; but
+ * the planner's settings are back in place when it runs, for it may run a
+ * user's triggers.  Its plan is kept, for there are few different texts.
  */
-extern int	fini_outbox_execute_once(const char *sql, int nargs, Oid *types, Datum *values);
+extern int	fini_outbox_execute_kept(const char *sql, int nargs, Oid *types, Datum *values);
 
 extern Datum fini_outbox_text_array(int n, char *const *texts);
 extern Datum fini_outbox_int8_array(int n, const int64 *values);

@@ -4,8 +4,7 @@
  *		had taken out.
  *
  * A claim never waits for a lock: a queue row that somebody else is working on
- * is passed over.  Its statements are simple on purpose: without statistics, a
- * join with what another part of a statement returns can turn quadratic.  It takes the first operation of an own_ref only, and none
+ * is passed over.  It takes the first operation of an own_ref only, and none
  * while another one is under way.  What stands at FINI by then, not what stood
  * when the operation was asked for, decides what it becomes.
  */
@@ -13,16 +12,17 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "duplicates.h"
 #include "error.h"
 #include "outbox.h"
+#include "outbox_store.h"
 
 static FiniStatement may_send_statement = {
 	.sql = "SELECT armed, paused, doubt_below FROM fini._may_send()",
@@ -50,29 +50,6 @@ static FiniStatement next_due_statement = {
 	" WHERE not_before > clock_timestamp() ORDER BY not_before LIMIT 1"
 };
 
-static FiniStatement pick_statement = {
-	.sql = "SELECT q.id, q.ctid FROM fini.queue q JOIN fini.submission s ON s.id = q.id"
-	" WHERE q.ipo_id = $1 AND q.operation = $2 AND (q.not_before IS NULL OR q.not_before <= now())"
-	"  AND NOT EXISTS (SELECT FROM fini.submission p WHERE p.own_ref = s.own_ref AND p.id <> s.id"
-	"   AND (p.state IN ('sending', 'unknown') OR (p.state = 'queued' AND p.id < s.id)))"
-	" ORDER BY q.id LIMIT $3 FOR UPDATE OF q SKIP LOCKED",
-	.nargs = 3, .types = {TEXTOID, TEXTOID, INT8OID}
-};
-
-static FiniStatement claim_statement = {
-	.sql = "WITH gone AS (DELETE FROM fini.queue WHERE ctid = ANY ($1))"
-	" UPDATE fini.submission s SET state = 'sending', request_id = $3, attempts = s.attempts + 1,"
-	"  sent_at = clock_timestamp(), not_before = NULL, error_code = NULL, error_message = NULL"
-	" WHERE s.id = ANY ($2)"
-	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts,"
-	"  (SELECT ARRAY[p.operation, p.record_id, p.relation::oid::text] FROM fini.submission p WHERE p.own_ref = s.own_ref"
-	"   AND p.ipo_id = s.ipo_id AND p.id <> s.id AND p.state = 'accepted' AND NOT p.stray"
-	"   ORDER BY p.settled_at DESC, p.id DESC LIMIT 1), s.stray,"
-	"  CASE WHEN s.operation = 'change' THEN (SELECT p.operation <> 'invalidate' AND p.state IN ('rejected', 'failed')"
-	"   FROM fini.submission p WHERE p.own_ref = s.own_ref AND p.relation = s.relation AND p.id < s.id ORDER BY p.id DESC LIMIT 1) END",
-	.nargs = 3, .types = {TIDARRAYOID, INT8ARRAYOID, TEXTOID}
-};
-
 static FiniStatement record_ids_statement = {
 	.sql = "UPDATE fini.submission s SET record_id = v.record_id FROM ROWS FROM (unnest($1), unnest($2)) AS v(id, record_id)"
 	" WHERE s.id = v.id AND s.record_id IS DISTINCT FROM v.record_id",
@@ -95,10 +72,28 @@ static FiniStatement orphan_members_statement = {
 	.sql = "UPDATE fini.submission s SET state = 'unknown', error_code = 'in_doubt',"
 	" error_message = 'it is being found out whether FINI has it'"
 	" FROM unnest($1) AS m(id) WHERE s.id = m.id AND s.state IN ('sending', 'unknown')"
-	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts, NULL::text[], s.stray, NULL::boolean",
+	" RETURNING s.id, s.relation::oid, s.own_ref, s.record_id, s.attempts, s.stray",
 	.nargs = 1, .types = {INT8ARRAYOID}
 };
 
+/* what other operations of its own_ref say about one */
+typedef struct Kin
+{
+	bool		blocks;			/* another is under way, or queued before it */
+	const char *standing_operation;
+	const char *standing_record_id;
+	Oid			standing_relid;
+	TimestampTz standing_since;
+	int64		standing_id;
+	bool		after_refusal;
+	int64		before_id;
+} Kin;
+
+static void take_from_queue(FiniBatch *batch, int limit, MemoryContext into);
+static void look_at_kin(FiniStore *store, TupleTableSlot *own, TupleTableSlot *other, Kin *kin, MemoryContext into);
+static void note_kin(TupleTableSlot *own, TupleTableSlot *other, Kin *kin, MemoryContext into);
+static void start_member(FiniStore *store, TupleTableSlot *row, const Kin *kin, const char *request_id, FiniMember *member,
+						 MemoryContext into);
 static void members_from_result(FiniBatch *batch, MemoryContext into);
 static void resolve(FiniBatch *batch);
 static void keep_record_ids(FiniBatch *batch);
@@ -174,32 +169,12 @@ fini_outbox_claim(FiniBatch *batch, int limit, MemoryContext into)
 {
 	Datum		values[6];
 	int64	   *ids;
-	Datum	   *tids;
-	bool		isnull;
-	int			picked;
 	int			to_send = 0;
 
 	fini_envelope_request_id(batch->request_id);
-	values[0] = CStringGetTextDatum(batch->ipo_id);
-	values[1] = CStringGetTextDatum(fini_outbox_operation_name(batch->operation));
-	values[2] = Int64GetDatum(limit);
-	(void) fini_outbox_execute(&pick_statement, values, NULL, 0);
-	if (SPI_processed == 0)
+	take_from_queue(batch, limit, into);
+	if (batch->count == 0)
 		return;
-	picked = (int) SPI_processed;
-	ids = palloc(sizeof(int64) * picked);
-	tids = palloc(sizeof(Datum) * picked);
-	for (int i = 0; i < picked; i++)
-	{
-		ids[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
-		/* locked by us, so it stays where it is */
-		tids[i] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
-	}
-	values[0] = PointerGetDatum(construct_array(tids, picked, TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT));
-	values[1] = fini_outbox_int8_array(picked, ids);
-	values[2] = CStringGetTextDatum(batch->request_id);
-	(void) fini_outbox_execute(&claim_statement, values, NULL, 0);
-	members_from_result(batch, into);
 
 	resolve(batch);
 	if (batch->operation != FINI_OPERATION_ADD)
@@ -209,6 +184,7 @@ fini_outbox_claim(FiniBatch *batch, int limit, MemoryContext into)
 	fini_outbox_settle(batch, NULL);
 
 	/* the rest is the request */
+	ids = palloc(sizeof(int64) * batch->count);
 	for (int i = 0; i < batch->count; i++)
 	{
 		if (batch->members[i].state != NULL)
@@ -226,6 +202,19 @@ fini_outbox_claim(FiniBatch *batch, int limit, MemoryContext into)
 	values[4] = CStringGetTextDatum(fini_outbox_operation_name(batch->operation));
 	values[5] = fini_outbox_int8_array(to_send, ids);
 	(void) fini_outbox_execute(&request_statement, values, NULL, 0);
+}
+
+void
+fini_outbox_member(TupleTableSlot *row, FiniMember *member, MemoryContext into)
+{
+	bool		isnull;
+
+	member->id = DatumGetInt64(fini_store_column(row, FINI_SUBMISSION_ID, &isnull));
+	member->relid = DatumGetObjectId(fini_store_column(row, FINI_SUBMISSION_RELATION, &isnull));
+	member->own_ref = fini_store_text(row, FINI_SUBMISSION_OWN_REF, into);
+	member->record_id = fini_store_text(row, FINI_SUBMISSION_RECORD_ID, into);
+	member->attempts = DatumGetInt32(fini_store_column(row, FINI_SUBMISSION_ATTEMPTS, &isnull));
+	member->stray = DatumGetBool(fini_store_column(row, FINI_SUBMISSION_STRAY, &isnull));
 }
 
 List *
@@ -286,6 +275,141 @@ fini_outbox_read_rows(FiniBatch *batch, MemoryContext into)
 	}
 }
 
+/*
+ * The first operations of the group that may go now, up to limit: they leave
+ * the queue and are marked as being sent.  members stays NULL when there are
+ * none.
+ */
+static void
+take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
+{
+	FiniStore  *store = fini_store_open(true);
+	TupleTableSlot *queued = fini_store_slot(&store->queue);
+	TupleTableSlot *other = fini_store_slot(&store->submission);
+	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "fini claim", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(work);
+	TimestampTz now = GetCurrentTransactionStartTimestamp();
+	int			room = 0;
+
+	fini_store_begin_queue(store, batch->ipo_id, fini_outbox_operation_name(batch->operation), PG_INT64_MIN);
+	while (batch->count < limit && fini_store_next_in_queue(store, queued))
+	{
+		bool		isnull;
+		Datum		not_before = fini_store_column(queued, FINI_QUEUE_NOT_BEFORE, &isnull);
+		TupleTableSlot *own;
+		Kin			kin = {0};
+
+		MemoryContextReset(work);
+		CHECK_FOR_INTERRUPTS();
+		if (!isnull && DatumGetTimestampTz(not_before) > now)
+			continue;
+		own = fini_store_find(store, DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull)));
+		if (own == NULL)
+			continue;
+		look_at_kin(store, own, other, &kin, into);
+		if (kin.blocks || !fini_store_take(store, queued))
+			continue;
+		if (batch->count == room)
+		{
+			FiniMember *members;
+
+			room = room == 0 ? Min(limit, 64) : Min(limit, room * 4);
+			members = MemoryContextAllocZero(into, sizeof(FiniMember) * room);
+			if (batch->count > 0)
+				memcpy(members, batch->members, sizeof(FiniMember) * batch->count);
+			batch->members = members;
+		}
+		start_member(store, own, &kin, batch->request_id, &batch->members[batch->count++], into);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(work);
+	fini_store_close(store);
+}
+
+static void
+look_at_kin(FiniStore *store, TupleTableSlot *own, TupleTableSlot *other, Kin *kin, MemoryContext into)
+{
+	bool		isnull;
+
+	fini_store_begin_own_ref(store, fini_store_column(own, FINI_SUBMISSION_OWN_REF, &isnull));
+	while (!kin->blocks && fini_store_next_of_own_ref(store, other))
+		note_kin(own, other, kin, into);
+}
+
+static void
+note_kin(TupleTableSlot *own, TupleTableSlot *other, Kin *kin, MemoryContext into)
+{
+	bool		isnull;
+	int64		own_id = DatumGetInt64(fini_store_column(own, FINI_SUBMISSION_ID, &isnull));
+	int64		id = DatumGetInt64(fini_store_column(other, FINI_SUBMISSION_ID, &isnull));
+	Oid			relid;
+	TimestampTz since;
+
+	if (id == own_id)
+		return;
+	if (fini_store_text_is(other, FINI_SUBMISSION_STATE, "sending") || fini_store_text_is(other, FINI_SUBMISSION_STATE, "unknown") ||
+		(id < own_id && fini_store_text_is(other, FINI_SUBMISSION_STATE, "queued")))
+	{
+		kin->blocks = true;
+		return;
+	}
+	relid = DatumGetObjectId(fini_store_column(other, FINI_SUBMISSION_RELATION, &isnull));
+
+	/* what stands: accepted, the last of that IPO */
+	since = DatumGetTimestampTz(fini_store_column(other, FINI_SUBMISSION_SETTLED_AT, &isnull));
+	if (isnull)
+		since = DT_NOEND;
+	if (fini_store_text_is(other, FINI_SUBMISSION_STATE, "accepted") &&
+		!DatumGetBool(fini_store_column(other, FINI_SUBMISSION_STRAY, &isnull)) &&
+		(kin->standing_operation == NULL || since > kin->standing_since ||
+		 (since == kin->standing_since && id > kin->standing_id)))
+	{
+		char	   *ipo_id = fini_store_text(own, FINI_SUBMISSION_IPO_ID, CurrentMemoryContext);
+
+		if (fini_store_text_is(other, FINI_SUBMISSION_IPO_ID, ipo_id))
+		{
+			kin->standing_operation = fini_store_text(other, FINI_SUBMISSION_OPERATION, into);
+			kin->standing_record_id = fini_store_text(other, FINI_SUBMISSION_RECORD_ID, into);
+			kin->standing_relid = relid;
+			kin->standing_since = since;
+			kin->standing_id = id;
+		}
+	}
+
+	/* what came right before it, for the same row */
+	if (id < own_id && id > kin->before_id &&
+		relid == DatumGetObjectId(fini_store_column(own, FINI_SUBMISSION_RELATION, &isnull)))
+	{
+		kin->before_id = id;
+		kin->after_refusal = !fini_store_text_is(other, FINI_SUBMISSION_OPERATION, "invalidate") &&
+			(fini_store_text_is(other, FINI_SUBMISSION_STATE, "rejected") || fini_store_text_is(other, FINI_SUBMISSION_STATE, "failed"));
+	}
+}
+
+/* its queue row is ours: from now on it is being sent */
+static void
+start_member(FiniStore *store, TupleTableSlot *row, const Kin *kin, const char *request_id, FiniMember *member, MemoryContext into)
+{
+	TupleTableSlot *edited;
+
+	fini_outbox_member(row, member, into);
+	member->attempts++;
+	member->standing_operation = kin->standing_operation;
+	member->standing_record_id = kin->standing_record_id;
+	member->standing_relid = kin->standing_relid;
+	member->after_refusal = kin->after_refusal;
+
+	edited = fini_store_edit(store, row);
+	fini_store_set_text(edited, FINI_SUBMISSION_STATE, "sending");
+	fini_store_set_text(edited, FINI_SUBMISSION_REQUEST_ID, request_id);
+	fini_store_set(edited, FINI_SUBMISSION_ATTEMPTS, Int32GetDatum(member->attempts), false);
+	fini_store_set(edited, FINI_SUBMISSION_SENT_AT, TimestampTzGetDatum(GetCurrentTimestamp()), false);
+	fini_store_set_text(edited, FINI_SUBMISSION_NOT_BEFORE, NULL);
+	fini_store_set_text(edited, FINI_SUBMISSION_ERROR_CODE, NULL);
+	fini_store_set_text(edited, FINI_SUBMISSION_ERROR_MESSAGE, NULL);
+	fini_store_write(store, row);
+}
+
 static void
 members_from_result(FiniBatch *batch, MemoryContext into)
 {
@@ -298,29 +422,13 @@ members_from_result(FiniBatch *batch, MemoryContext into)
 		FiniMember *member = &batch->members[i];
 		HeapTuple	tuple = table->vals[i];
 		bool		isnull;
-		Datum		standing;
 
 		member->id = DatumGetInt64(SPI_getbinval(tuple, table->tupdesc, 1, &isnull));
 		member->relid = DatumGetObjectId(SPI_getbinval(tuple, table->tupdesc, 2, &isnull));
 		member->own_ref = fini_outbox_column(i, 3, into);
 		member->record_id = fini_outbox_column(i, 4, into);
 		member->attempts = DatumGetInt32(SPI_getbinval(tuple, table->tupdesc, 5, &isnull));
-		member->stray = DatumGetBool(SPI_getbinval(tuple, table->tupdesc, 7, &isnull));
-		member->after_refusal = DatumGetBool(SPI_getbinval(tuple, table->tupdesc, 8, &isnull)) && !isnull;
-		standing = SPI_getbinval(tuple, table->tupdesc, 6, &isnull);
-		if (!isnull)
-		{
-			MemoryContext old = MemoryContextSwitchTo(into);
-			Datum	   *parts;
-			bool	   *nulls;
-			int			n;
-
-			deconstruct_array(DatumGetArrayTypeP(standing), TEXTOID, -1, false, TYPALIGN_INT, &parts, &nulls, &n);
-			member->standing_operation = TextDatumGetCString(parts[0]);
-			member->standing_record_id = nulls[1] ? NULL : TextDatumGetCString(parts[1]);
-			member->standing_relid = atooid(TextDatumGetCString(parts[2]));
-			MemoryContextSwitchTo(old);
-		}
+		member->stray = DatumGetBool(SPI_getbinval(tuple, table->tupdesc, 6, &isnull));
 	}
 }
 

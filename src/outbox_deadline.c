@@ -11,7 +11,6 @@
 
 #include "catalog/pg_type.h"
 #include "commands/async.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/json.h"
@@ -19,24 +18,13 @@
 
 #include "compat.h"
 #include "outbox.h"
+#include "outbox_store.h"
 
 #define CHANNEL		"fini"
 #define LATE_BATCH	1000
 
 static FiniStatement deadlines_statement = {
 	.sql = "SELECT ipo_id, deadline, passed_at IS NULL FROM fini.deadline"
-};
-
-static FiniStatement pick_statement = {
-	.sql = "SELECT q.id, q.ctid FROM fini.queue q WHERE q.ipo_id = $1 AND q.operation = $2 AND q.id > $3"
-	" ORDER BY q.id LIMIT $4 FOR UPDATE SKIP LOCKED",
-	.nargs = 4, .types = {TEXTOID, TEXTOID, INT8OID, INT8OID}
-};
-
-static FiniStatement take_statement = {
-	.sql = "WITH gone AS (DELETE FROM fini.queue WHERE ctid = ANY ($1))"
-	" SELECT s.id, s.relation::oid, s.own_ref, s.record_id, s.stray FROM fini.submission s WHERE s.id = ANY ($2)",
-	.nargs = 2, .types = {TIDARRAYOID, INT8ARRAYOID}
 };
 
 static FiniStatement missed_statement = {
@@ -88,50 +76,30 @@ int
 fini_outbox_fail_late(const FiniGroup *group, int64 *after)
 {
 	FiniBatch	batch = {.ipo_id = group->ipo_id, .operation = group->operation};
-	Datum		values[4];
-	Datum	   *tids;
-	int64	   *ids;
-	int			picked;
-	bool		isnull;
+	FiniStore  *store = fini_store_open(true);
+	TupleTableSlot *queued = fini_store_slot(&store->queue);
 
-	values[0] = CStringGetTextDatum(group->ipo_id);
-	values[1] = CStringGetTextDatum(fini_outbox_operation_name(group->operation));
-	values[2] = Int64GetDatum(*after);
-	values[3] = Int64GetDatum(LATE_BATCH);
-	(void) fini_outbox_execute(&pick_statement, values, NULL, 0);
-	picked = (int) SPI_processed;
-	if (picked == 0)
+	batch.members = palloc0(sizeof(FiniMember) * LATE_BATCH);
+	fini_store_begin_queue(store, group->ipo_id, fini_outbox_operation_name(group->operation), *after);
+	while (batch.count < LATE_BATCH && fini_store_next_in_queue(store, queued))
+	{
+		bool		isnull;
+		int64		id = DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull));
+
+		TupleTableSlot *row = fini_store_find(store, id);
+
+		if (row == NULL || !fini_store_take(store, queued))
+			continue;
+		fini_outbox_member(row, &batch.members[batch.count++], CurrentMemoryContext);
+		*after = id;
+	}
+	fini_store_close(store);
+	if (batch.count == 0)
 		return 0;
-	ids = palloc(sizeof(int64) * picked);
-	tids = palloc(sizeof(Datum) * picked);
-	for (int i = 0; i < picked; i++)
-	{
-		ids[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
-		/* locked by us, so it stays where it is */
-		tids[i] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
-	}
-	*after = ids[picked - 1];
-	values[0] = PointerGetDatum(construct_array(tids, picked, TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT));
-	values[1] = fini_outbox_int8_array(picked, ids);
-	(void) fini_outbox_execute(&take_statement, values, NULL, 0);
-
-	batch.members = palloc0(sizeof(FiniMember) * Max(1, SPI_processed));
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		FiniMember *member = &batch.members[batch.count++];
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-
-		member->id = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
-		member->relid = DatumGetObjectId(SPI_getbinval(tuple, desc, 2, &isnull));
-		member->own_ref = fini_outbox_column(i, 3, CurrentMemoryContext);
-		member->record_id = fini_outbox_column(i, 4, CurrentMemoryContext);
-		member->stray = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
-	}
 	fini_outbox_late(&batch);
 	fini_outbox_settle(&batch, NULL);
 	fini_outbox_missed(&batch);
-	return picked;
+	return batch.count;
 }
 
 void

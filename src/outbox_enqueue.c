@@ -16,6 +16,7 @@
 
 #include "compat.h"
 #include "outbox.h"
+#include "outbox_store.h"
 #include "shared.h"
 
 PG_FUNCTION_INFO_V1(fini_sql_withdraw);
@@ -33,14 +34,6 @@ PG_FUNCTION_INFO_V1(fini_sql_withdraw);
 static FiniStatement attachment_statement = {
 	.sql = "SELECT fields, outcome FROM fini.attachment WHERE relation = $1",
 	.nargs = 1, .types = {OIDOID}, .keep_plan = true
-};
-
-static FiniStatement insert_statement = {
-	.sql = "WITH new AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
-	" SELECT $1, u.r, u.i, 'add' FROM " ROWS_OF("unnest($2), unnest($3)") " AS u(r, i, n) ORDER BY n"
-	" RETURNING id, ipo_id)"
-	" INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, 'add', id FROM new",
-	.nargs = 3, .types = {OIDOID, TEXTARRAYOID, TEXTARRAYOID}, .keep_plan = true
 };
 
 /*
@@ -136,7 +129,7 @@ static FiniStatement stands_statement = {
 	.nargs = 1, .types = {OIDOID}
 };
 
-static Datum ipo_id_array(int n, char **ipo_ids);
+static char **kept_ipo_ids(int n, char **ipo_ids);
 static int64 withdraw(Oid relid, Datum own_refs, bool write_back);
 
 bool
@@ -161,16 +154,17 @@ fini_outbox_attachment(Oid relid, Jsonb **fields, Jsonb **outcome)
 void
 fini_outbox_inserted(Oid relid, int n, char **own_refs, char **ipo_ids)
 {
-	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), ipo_id_array(n, ipo_ids)};
+	FiniStore  *store = fini_store_open(false);
 
-	(void) fini_outbox_execute(&insert_statement, values, NULL, 0);
+	fini_store_add(store, relid, fini_outbox_operation_name(FINI_OPERATION_ADD), n, own_refs, kept_ipo_ids(n, ipo_ids));
+	fini_store_close(store);
 	fini_shared_wake_at_commit();
 }
 
 void
 fini_outbox_updated(Oid relid, int n, char **own_refs, char **ipo_ids)
 {
-	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), ipo_id_array(n, ipo_ids)};
+	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), fini_outbox_text_array(n, kept_ipo_ids(n, ipo_ids))};
 
 	(void) fini_outbox_execute(&update_statement, values, NULL, 0);
 	fini_shared_wake_at_commit();
@@ -180,7 +174,7 @@ void
 fini_outbox_moved(Oid relid, int n, char **old_refs, char **own_refs, char **ipo_ids)
 {
 	Datum		values[4] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, old_refs),
-	fini_outbox_text_array(n, own_refs), ipo_id_array(n, ipo_ids)};
+	fini_outbox_text_array(n, own_refs), fini_outbox_text_array(n, kept_ipo_ids(n, ipo_ids))};
 
 	(void) fini_outbox_execute(&unqueue_moved_statement, values, NULL, 0);
 	if (SPI_processed > 0)
@@ -215,7 +209,7 @@ fini_sql_withdraw(PG_FUNCTION_ARGS)
 int64
 fini_outbox_submit(Oid relid, int n, char **own_refs, char **ipo_ids)
 {
-	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), ipo_id_array(n, ipo_ids)};
+	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), fini_outbox_text_array(n, kept_ipo_ids(n, ipo_ids))};
 
 	(void) fini_outbox_execute(&submit_statement, values, NULL, 0);
 	fini_shared_wake_at_commit();
@@ -231,8 +225,8 @@ fini_outbox_stands(Oid relid)
 	return SPI_processed > 0;
 }
 
-static Datum
-ipo_id_array(int n, char **ipo_ids)
+static char **
+kept_ipo_ids(int n, char **ipo_ids)
 {
 	char	  **kept = palloc(sizeof(char *) * Max(1, n));
 
@@ -243,7 +237,7 @@ ipo_id_array(int n, char **ipo_ids)
 		kept[i] = len <= MAX_IPO_ID_KEPT ? ipo_ids[i] :
 			pnstrdup(ipo_ids[i], pg_mbcliplen(ipo_ids[i], len, MAX_IPO_ID_KEPT));
 	}
-	return fini_outbox_text_array(n, kept);
+	return kept;
 }
 
 /* own_refs: a text[]; how many applications it concerned */

@@ -11,20 +11,14 @@
 #include "commands/async.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
+#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "outbox.h"
+#include "outbox_store.h"
 #include "shared.h"
 
 #define CHANNEL		"fini"
-
-static FiniStatement settle_statement = {
-	.sql = "UPDATE fini.submission s SET state = v.state, record_id = coalesce(v.record_id, s.record_id),"
-	" error_code = nullif(v.code, ''), error_message = nullif(v.message, ''), settled_at = clock_timestamp()"
-	" FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4), unnest($5)) AS v(id, state, record_id, code, message)"
-	" WHERE s.id = v.id",
-	.nargs = 5, .types = {INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
-};
 
 static FiniStatement requeue_statement = {
 	.sql = "WITH v AS MATERIALIZED (SELECT * FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4), unnest($5))"
@@ -89,6 +83,7 @@ static FiniStatement knows_statement = {
 };
 
 static void settle_final(FiniBatch *batch);
+static const char *text_or_null(const char *text);
 static void requeue(FiniBatch *batch);
 static void close_request(FiniBatch *batch, const FiniCall *call);
 static void announce(FiniBatch *batch);
@@ -183,32 +178,48 @@ fini_outbox_knows_record(const char *own_ref, const char *record_id, int64 excep
 static void
 settle_final(FiniBatch *batch)
 {
-	int64	   *ids = palloc(sizeof(int64) * Max(1, batch->count));
-	char	  **texts[4];
-	Datum		values[5];
-	int			n = 0;
+	FiniStore  *store = NULL;
+	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "fini settle", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = CurrentMemoryContext;
 
-	for (int t = 0; t < 4; t++)
-		texts[t] = palloc(sizeof(char *) * Max(1, batch->count));
 	for (int i = 0; i < batch->count; i++)
 	{
 		FiniMember *member = &batch->members[i];
+		const char *record_id = member->new_record_id ? member->new_record_id : member->record_id;
+		TupleTableSlot *row;
+		TupleTableSlot *edited;
 
 		if (member->state == NULL || strcmp(member->state, "queued") == 0)
 			continue;
-		ids[n] = member->id;
-		texts[0][n] = unconstify(char *, member->state);
+		if (store == NULL)
+		{
+			store = fini_store_open(true);
+			MemoryContextSwitchTo(work);
+		}
+		row = fini_store_find(store, member->id);
+		if (row == NULL)
+			continue;
+		edited = fini_store_edit(store, row);
+		fini_store_set_text(edited, FINI_SUBMISSION_STATE, member->state);
 		/* an accepted change or invalidate says which record it was */
-		texts[1][n] = unconstify(char *, member->new_record_id ? member->new_record_id : member->record_id);
-		texts[2][n] = unconstify(char *, member->error_code);
-		texts[3][n++] = unconstify(char *, member->error_message);
+		if (record_id != NULL)
+			fini_store_set_text(edited, FINI_SUBMISSION_RECORD_ID, record_id);
+		fini_store_set_text(edited, FINI_SUBMISSION_ERROR_CODE, text_or_null(member->error_code));
+		fini_store_set_text(edited, FINI_SUBMISSION_ERROR_MESSAGE, text_or_null(member->error_message));
+		fini_store_set(edited, FINI_SUBMISSION_SETTLED_AT, TimestampTzGetDatum(GetCurrentTimestamp()), false);
+		fini_store_write(store, row);
+		MemoryContextReset(work);
 	}
-	if (n == 0)
-		return;
-	values[0] = fini_outbox_int8_array(n, ids);
-	for (int t = 0; t < 4; t++)
-		values[t + 1] = fini_outbox_text_array(n, texts[t]);
-	(void) fini_outbox_execute(&settle_statement, values, NULL, 0);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(work);
+	if (store != NULL)
+		fini_store_close(store);
+}
+
+static const char *
+text_or_null(const char *text)
+{
+	return text != NULL && text[0] != '\0' ? text : NULL;
 }
 
 static void

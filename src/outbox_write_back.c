@@ -355,6 +355,7 @@ outcome_of(const FiniMember *member, FiniOperation operation, FiniOutcome *outco
 	if (strcmp(member->state, "cancelled") == 0 && operation != FINI_OPERATION_ADD)
 		return false;
 	outcome->own_ref = member->own_ref;
+	outcome->tid = member->row.tid;
 	outcome->state = accepted && operation == FINI_OPERATION_INVALIDATE ? "invalidated" : member->state;
 	outcome->record_id = accepted ? member->new_record_id : operation == FINI_OPERATION_ADD ? "" : NULL;
 	outcome->error = "";

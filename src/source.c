@@ -63,6 +63,7 @@ static AttrNumber column_number(Relation rel, const char *column);
 static ArrayType *typed_array(const FiniField *field, int n, const char *const *texts);
 static void check_applicants(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
 static void problem(FiniRow *row, const char *code, const char *text);
+static void write_outcomes(FiniSource *source, int n, const FiniOutcome *outcomes, bool *written);
 static int	trigger_depth(void);
 static HTAB *index_by_own_ref(int n, const char *const *own_refs);
 static void append_assignment(StringInfo sql, const char *column, const char *alias);
@@ -181,6 +182,9 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 		appendStringInfo(&sql, "%s%s", cell == list_head(source->fields) ? "SELECT " : ", ",
 						 quote_identifier(field->column));
 	}
+	/* a place says nothing without its partition */
+	if (!source->partitioned)
+		appendStringInfoString(&sql, ", ctid");
 	appendStringInfo(&sql, " FROM %s WHERE %s = ANY ($1)", source->table,
 					 quote_identifier(source->own_ref->column));
 
@@ -195,7 +199,7 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 	args[0] = PointerGetDatum(typed_array(source->own_ref, count, possible));
 
 	fini_identity_enter_owner(&saved, source->owner);
-	rc = fini_outbox_execute_once(sql.data, 1, types, args);
+	rc = fini_outbox_execute_kept(sql.data, 1, types, args);
 	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "could not read table %s: %s", source->table, SPI_result_code_string(rc));
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -207,6 +211,7 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 		{
 			MemoryContext old = MemoryContextSwitchTo(into);
 			FiniRow    *row = &rows[found->index];
+			bool		isnull;
 
 			/* which of the two was meant cannot be told, and what stands at FINI is known by own_ref alone */
 			if (row->found)
@@ -214,6 +219,9 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 			else
 			{
 				fini_entry_build(source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row);
+				if (!source->partitioned)
+					row->tid = *(ItemPointer) DatumGetPointer(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+																			SPI_tuptable->tupdesc->natts, &isnull));
 				if (source->documents)
 					check_applicants(source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row);
 			}
@@ -237,7 +245,7 @@ fini_source_find_twice(FiniSource *source, int n, char **own_refs)
 
 	args[0] = PointerGetDatum(typed_array(source->own_ref, n, (const char *const *) own_refs));
 	fini_identity_enter_owner(&saved, source->owner);
-	if (fini_outbox_execute_once(psprintf("SELECT %s FROM %s WHERE %s = ANY ($1) GROUP BY %s HAVING count(*) > 1 LIMIT 1",
+	if (fini_outbox_execute_kept(psprintf("SELECT %s FROM %s WHERE %s = ANY ($1) GROUP BY %s HAVING count(*) > 1 LIMIT 1",
 										  column, source->table, column, column), 1, types, args) != SPI_OK_SELECT)
 		elog(ERROR, "could not read table %s", source->table);
 	if (SPI_processed > 0)
@@ -257,7 +265,7 @@ fini_source_has_row(FiniSource *source, const char *own_ref, const char *ipo_id)
 
 	args[0] = PointerGetDatum(typed_array(source->own_ref, 1, &own_ref));
 	fini_identity_enter_owner(&saved, source->owner);
-	if (fini_outbox_execute_once(psprintf("SELECT %s FROM %s WHERE %s = ANY ($1)", quote_identifier(source->ipo_id->column),
+	if (fini_outbox_execute_kept(psprintf("SELECT %s FROM %s WHERE %s = ANY ($1)", quote_identifier(source->ipo_id->column),
 										  source->table, quote_identifier(source->own_ref->column)), 1, types, args) != SPI_OK_SELECT)
 		elog(ERROR, "could not read table %s", source->table);
 	for (uint64 i = 0; i < SPI_processed && !found; i++)
@@ -271,75 +279,34 @@ fini_source_has_row(FiniSource *source, const char *own_ref, const char *ipo_id)
 	return found;
 }
 
+/*
+ * Where the rows were seen not long ago, most of them still are; the others
+ * are looked for by own_ref.
+ */
 void
 fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
 {
-	StringInfoData sql;
-	FiniIdentity saved;
-	Datum	   *column[3];
-	bool	   *nulls[3];
-	const char **own_refs;
-	Oid			types[4];
-	Datum		args[4];
-	int			dims[1];
-	int			lbs[1] = {1};
-	Oid			outer_table = writing_to;
-	int			outer_depth = writing_at_depth;
-	int			rc;
+	FiniOutcome *rest;
+	bool	   *written;
+	bool		anything = false;
+	int			nrest = 0;
 
 	if (n == 0 || (source->record_id_column == NULL && source->state_column == NULL &&
 				   source->error_column == NULL))
 		return;
-
-	dims[0] = n;
-	own_refs = palloc(sizeof(char *) * n);
-	for (int c = 0; c < 3; c++)
+	written = palloc0(sizeof(bool) * n);
+	for (int i = 0; i < n && !anything; i++)
+		anything = ItemPointerIsValid(&outcomes[i].tid);
+	if (anything && !source->partitioned)
+		write_outcomes(source, n, outcomes, written);
+	rest = palloc(sizeof(FiniOutcome) * n);
+	for (int i = 0; i < n; i++)
 	{
-		column[c] = palloc(sizeof(Datum) * n);
-		nulls[c] = palloc(sizeof(bool) * n);
-		for (int i = 0; i < n; i++)
-		{
-			const char *text = c == 0 ? outcomes[i].record_id : c == 1 ? outcomes[i].state : outcomes[i].error;
-
-			own_refs[i] = outcomes[i].own_ref;
-			nulls[c][i] = text == NULL;
-			column[c][i] = text != NULL ? CStringGetTextDatum(text) : (Datum) 0;
-		}
-		types[c + 1] = TEXTARRAYOID;
-		args[c + 1] = PointerGetDatum(construct_md_array(column[c], nulls[c], 1, dims, lbs,
-														 TEXTOID, -1, false, TYPALIGN_INT));
+		if (!written[i])
+			rest[nrest++] = outcomes[i];
 	}
-	types[0] = get_array_type(source->own_ref->type);
-	args[0] = PointerGetDatum(typed_array(source->own_ref, n, own_refs));
-
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "UPDATE %s AS t SET ", source->table);
-	append_assignment(&sql, source->record_id_column, "v.r");
-	append_assignment(&sql, source->state_column, "v.s");
-	append_assignment(&sql, source->error_column,
-					  source->error_limit > 0 ? psprintf("left(v.e, %d)", source->error_limit) : "v.e");
-	sql.len -= 2;				/* the last comma */
-	sql.data[sql.len] = '\0';
-	appendStringInfo(&sql, " FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4)) AS v(k, r, s, e) WHERE t.%s = v.k",
-					 quote_identifier(source->own_ref->column));
-
-	fini_identity_enter_owner(&saved, source->owner);
-	writing_to = source->relid;
-	writing_at_depth = trigger_depth();
-	PG_TRY();
-	{
-		rc = fini_outbox_execute_once(sql.data, 4, types, args);
-	}
-	PG_FINALLY();
-	{
-		/* a trigger of that statement may have written back in its turn */
-		writing_to = outer_table;
-		writing_at_depth = outer_depth;
-	}
-	PG_END_TRY();
-	if (rc != SPI_OK_UPDATE)
-		elog(ERROR, "could not write to table %s: %s", source->table, SPI_result_code_string(rc));
-	fini_identity_leave(&saved);
+	if (nrest > 0)
+		write_outcomes(source, nrest, rest, NULL);
 }
 
 Oid
@@ -510,6 +477,90 @@ problem(FiniRow *row, const char *code, const char *text)
 {
 	row->problem = code;
 	row->problem_text = text;
+}
+
+/* by place, noting which were still there; or, without written, by own_ref */
+static void
+write_outcomes(FiniSource *source, int n, const FiniOutcome *outcomes, bool *written)
+{
+	StringInfoData sql;
+	FiniIdentity saved;
+	Datum	   *column[3];
+	bool	   *nulls[3];
+	const char **own_refs;
+	Datum	   *tids;
+	Oid			types[5];
+	Datum		args[5];
+	int			dims[1] = {n};
+	int			lbs[1] = {1};
+	Oid			outer_table = writing_to;
+	int			outer_depth = writing_at_depth;
+	int			rc;
+
+	own_refs = palloc(sizeof(char *) * n);
+	tids = palloc(sizeof(Datum) * n);
+	for (int i = 0; i < n; i++)
+	{
+		own_refs[i] = outcomes[i].own_ref;
+		tids[i] = PointerGetDatum(&outcomes[i].tid);
+	}
+	for (int c = 0; c < 3; c++)
+	{
+		column[c] = palloc(sizeof(Datum) * n);
+		nulls[c] = palloc(sizeof(bool) * n);
+		for (int i = 0; i < n; i++)
+		{
+			const char *text = c == 0 ? outcomes[i].record_id : c == 1 ? outcomes[i].state : outcomes[i].error;
+
+			nulls[c][i] = text == NULL;
+			column[c][i] = text != NULL ? CStringGetTextDatum(text) : (Datum) 0;
+		}
+		types[c + 1] = TEXTARRAYOID;
+		args[c + 1] = PointerGetDatum(construct_md_array(column[c], nulls[c], 1, dims, lbs,
+														 TEXTOID, -1, false, TYPALIGN_INT));
+	}
+	types[0] = get_array_type(source->own_ref->type);
+	args[0] = PointerGetDatum(typed_array(source->own_ref, n, own_refs));
+	types[4] = TIDARRAYOID;
+	args[4] = PointerGetDatum(construct_array(tids, n, TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT));
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "UPDATE %s AS t SET ", source->table);
+	append_assignment(&sql, source->record_id_column, "v.r");
+	append_assignment(&sql, source->state_column, "v.s");
+	append_assignment(&sql, source->error_column,
+					  source->error_limit > 0 ? psprintf("left(v.e, %d)", source->error_limit) : "v.e");
+	sql.len -= 2;				/* the last comma */
+	sql.data[sql.len] = '\0';
+	appendStringInfo(&sql, " FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4), unnest($5)) WITH ORDINALITY"
+					 " AS v(k, r, s, e, p, n) WHERE t.%s = v.k%s",
+					 quote_identifier(source->own_ref->column), written != NULL ? " AND t.ctid = v.p RETURNING v.n" : "");
+
+	fini_identity_enter_owner(&saved, source->owner);
+	writing_to = source->relid;
+	writing_at_depth = trigger_depth();
+	PG_TRY();
+	{
+		rc = fini_outbox_execute_kept(sql.data, 5, types, args);
+	}
+	PG_FINALLY();
+	{
+		/* a trigger of that statement may have written back in its turn */
+		writing_to = outer_table;
+		writing_at_depth = outer_depth;
+	}
+	PG_END_TRY();
+	if (rc != SPI_OK_UPDATE && rc != SPI_OK_UPDATE_RETURNING)
+		elog(ERROR, "could not write to table %s: %s", source->table, SPI_result_code_string(rc));
+	for (uint64 i = 0; written != NULL && i < SPI_processed; i++)
+	{
+		bool		isnull;
+
+		written[DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)) - 1] = true;
+	}
+	if (SPI_tuptable != NULL)
+		SPI_freetuptable(SPI_tuptable);
+	fini_identity_leave(&saved);
 }
 
 static int

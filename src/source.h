@@ -13,7 +13,9 @@
 #include "postgres.h"
 
 #include "executor/spi.h"
+#include "fmgr.h"
 #include "nodes/pg_list.h"
+#include "storage/itemptr.h"
 #include "utils/jsonb.h"
 #include "utils/relcache.h"
 
@@ -43,6 +45,7 @@ typedef struct FiniField
 	FiniFieldKind kind;
 	AttrNumber	attnum;
 	Oid			type;			/* base type */
+	FmgrInfo	output;			/* looked up at its first use */
 } FiniField;
 
 typedef struct FiniSource
@@ -69,6 +72,7 @@ typedef struct FiniSource
 typedef struct FiniRow
 {
 	bool		found;
+	ItemPointerData tid;		/* where it was; invalid where that says nothing */
 	const char *ipo_id;
 	FiniBuffer *entry;			/* the entry's members without braces: "ipoID":…,… */
 	bool		has_json;		/* parts of it are the user's JSON */
@@ -82,6 +86,7 @@ typedef struct FiniRow
 typedef struct FiniOutcome
 {
 	const char *own_ref;
+	ItemPointerData tid;		/* where its row was last seen, or invalid */
 	const char *record_id;
 	const char *state;
 	const char *error;

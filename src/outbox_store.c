@@ -1,0 +1,417 @@
+/*
+ * outbox_store.c
+ *		Rows of fini.submission and fini.queue, read and written one by one.
+ *
+ * What is done for every record (enqueueing an add, claiming, settling) cost
+ * more in the executor than in the tables: plans, function scans, joins, tuple
+ * stores.  Here it is the table and index access methods alone, as COPY and the
+ * apply worker of logical replication use them.
+ *
+ * Nothing of this runs users' code, and rights are not looked at: whoever calls
+ * acts for the extension's owner.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/nbtree.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "executor/executor.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "outbox_store.h"
+
+#define SCHEMA			"fini"
+
+/* rows that are handed to the table at once */
+#define ROWS_AT_ONCE	500
+
+/* so many ids beyond the one that is looked for are read along the index at once */
+#define NEIGHBOURS		50
+
+static const char *const submission_columns[] = {
+	"id", "relation", "own_ref", "ipo_id", "operation", "state", "record_id", "request_id", "attempts", "error_code",
+	"error_message", "not_before", "created_at", "sent_at", "settled_at", "stray"
+};
+static const char *const queue_columns[] = {"ipo_id", "operation", "id", "not_before"};
+
+static void open_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns);
+static void close_table(FiniStoreTable *table);
+static Relation index_on(FiniStoreTable *table, const char *const *columns, int ncolumns);
+static bool next_row(FiniStore *store, IndexScanDesc scan, TupleTableSlot *slot);
+static void insert_rows(FiniStoreTable *table, TupleTableSlot **slots, int n);
+static void missing(const char *what) pg_attribute_noreturn();
+
+FiniStore *
+fini_store_open(bool to_read)
+{
+	static const char *const id[] = {"id"};
+	static const char *const own_ref[] = {"own_ref"};
+	static const char *const group[] = {"ipo_id", "operation", "id"};
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fini store", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	FiniStore  *store = palloc0(sizeof(FiniStore));
+	Oid			namespace = get_namespace_oid(SCHEMA, false);
+
+	store->context = context;
+	open_table(&store->submission, namespace, "submission", submission_columns, lengthof(submission_columns));
+	open_table(&store->queue, namespace, "queue", queue_columns, lengthof(queue_columns));
+	if (to_read)
+	{
+		store->snapshot = RegisterSnapshot(GetLatestSnapshot());
+		store->by_id = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, id, lengthof(id)),
+												   store->snapshot, 2);
+		store->found = fini_store_slot(&store->submission);
+		store->found_until = PG_INT64_MIN;
+		store->by_own_ref = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, own_ref, lengthof(own_ref)),
+														store->snapshot, 1);
+		store->in_queue = fini_compat_index_beginscan(store->queue.rel, index_on(&store->queue, group, lengthof(group)),
+													  store->snapshot, 3);
+	}
+	MemoryContextSwitchTo(old);
+	return store;
+}
+
+void
+fini_store_close(FiniStore *store)
+{
+	/* the slots hold pins */
+	ExecResetTupleTable(store->submission.estate->es_tupleTable, false);
+	ExecResetTupleTable(store->queue.estate->es_tupleTable, false);
+	if (store->snapshot != NULL)
+	{
+		index_endscan(store->by_id);
+		index_endscan(store->by_own_ref);
+		index_endscan(store->in_queue);
+		UnregisterSnapshot(store->snapshot);
+	}
+	close_table(&store->queue);
+	close_table(&store->submission);
+	MemoryContextDelete(store->context);
+	CommandCounterIncrement();
+}
+
+TupleTableSlot *
+fini_store_slot(FiniStoreTable *table)
+{
+	return table_slot_create(table->rel, &table->estate->es_tupleTable);
+}
+
+/*
+ * Operations are looked for in the order of their ids, and most are one
+ * another's neighbours: a step along the index is a fraction of a descent.
+ */
+TupleTableSlot *
+fini_store_find(FiniStore *store, int64 id)
+{
+	TupleTableSlot *slot = store->found;
+
+	if (store->found_until < id || store->found_id > id)
+	{
+		ScanKeyData keys[2];
+
+		store->found_until = id + NEIGHBOURS;
+		ScanKeyInit(&keys[0], 1, BTGreaterEqualStrategyNumber, F_INT8GE, Int64GetDatum(id));
+		ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE, Int64GetDatum(store->found_until));
+		index_rescan(store->by_id, keys, 2, NULL, 0);
+		store->found_id = PG_INT64_MIN;
+	}
+	while (store->found_id < id)
+	{
+		bool		isnull;
+
+		if (!next_row(store, store->by_id, slot))
+		{
+			/* the scan is at its end, and would begin anew */
+			store->found_until = PG_INT64_MIN;
+			return NULL;
+		}
+		store->found_id = DatumGetInt64(slot_getattr(slot, FINI_SUBMISSION_ID + 1, &isnull));
+	}
+	return store->found_id == id ? slot : NULL;
+}
+
+void
+fini_store_begin_own_ref(FiniStore *store, Datum own_ref)
+{
+	ScanKeyData key;
+
+	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, TEXTOID, store->by_own_ref->indexRelation->rd_indcollation[0],
+						   F_TEXTEQ, own_ref);
+	index_rescan(store->by_own_ref, &key, 1, NULL, 0);
+}
+
+bool
+fini_store_next_of_own_ref(FiniStore *store, TupleTableSlot *slot)
+{
+	return next_row(store, store->by_own_ref, slot);
+}
+
+void
+fini_store_begin_queue(FiniStore *store, const char *ipo_id, const char *operation, int64 after)
+{
+	Relation	index = store->in_queue->indexRelation;
+	ScanKeyData keys[3];
+	MemoryContext old = MemoryContextSwitchTo(store->context);
+
+	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, TEXTOID, index->rd_indcollation[0], F_TEXTEQ,
+						   CStringGetTextDatum(ipo_id));
+	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, TEXTOID, index->rd_indcollation[1], F_TEXTEQ,
+						   CStringGetTextDatum(operation));
+	ScanKeyEntryInitialize(&keys[2], 0, 3, BTGreaterStrategyNumber, INT8OID, InvalidOid, F_INT8GT, Int64GetDatum(after));
+	index_rescan(store->in_queue, keys, 3, NULL, 0);
+	MemoryContextSwitchTo(old);
+}
+
+bool
+fini_store_next_in_queue(FiniStore *store, TupleTableSlot *slot)
+{
+	return next_row(store, store->in_queue, slot);
+}
+
+Datum
+fini_store_column(TupleTableSlot *slot, int column, bool *isnull)
+{
+	return slot_getattr(slot, column + 1, isnull);
+}
+
+char *
+fini_store_text(TupleTableSlot *slot, int column, MemoryContext into)
+{
+	MemoryContext old = MemoryContextSwitchTo(into);
+	bool		isnull;
+	Datum		value = slot_getattr(slot, column + 1, &isnull);
+	char	   *string = isnull ? NULL : TextDatumGetCString(value);
+
+	MemoryContextSwitchTo(old);
+	return string;
+}
+
+bool
+fini_store_text_is(TupleTableSlot *slot, int column, const char *text)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, column + 1, &isnull);
+	struct varlena *varlena;
+
+	if (isnull)
+		return false;
+	varlena = PG_DETOAST_DATUM_PACKED(value);
+	return VARSIZE_ANY_EXHDR(varlena) == strlen(text) && memcmp(VARDATA_ANY(varlena), text, strlen(text)) == 0;
+}
+
+bool
+fini_store_take(FiniStore *store, TupleTableSlot *slot)
+{
+	TM_FailureData failure;
+
+	/* a row that somebody has locked is passed over, not waited for */
+	return table_tuple_delete(store->queue.rel, &slot->tts_tid, GetCurrentCommandId(true), store->snapshot,
+							  InvalidSnapshot, false, &failure, false) == TM_Ok;
+}
+
+TupleTableSlot *
+fini_store_edit(FiniStore *store, TupleTableSlot *slot)
+{
+	TupleTableSlot *edited = store->submission.edited;
+	int			natts = slot->tts_tupleDescriptor->natts;
+
+	slot_getallattrs(slot);
+	ExecClearTuple(edited);
+	memcpy(edited->tts_values, slot->tts_values, natts * sizeof(Datum));
+	memcpy(edited->tts_isnull, slot->tts_isnull, natts * sizeof(bool));
+	return edited;
+}
+
+void
+fini_store_set(TupleTableSlot *edited, int column, Datum value, bool isnull)
+{
+	edited->tts_values[column] = value;
+	edited->tts_isnull[column] = isnull;
+}
+
+void
+fini_store_set_text(TupleTableSlot *edited, int column, const char *text)
+{
+	fini_store_set(edited, column, text != NULL ? CStringGetTextDatum(text) : (Datum) 0, text == NULL);
+}
+
+/*
+ * Nobody else changes an operation that is open and whose queue row we have
+ * taken, unless he writes to our tables by himself.
+ */
+void
+fini_store_write(FiniStore *store, TupleTableSlot *slot)
+{
+	FiniStoreTable *table = &store->submission;
+	TM_FailureData failure;
+	LockTupleMode lockmode;
+	FiniCompatUpdateIndexes indexes;
+
+	ExecStoreVirtualTuple(table->edited);
+	if (table_tuple_update(table->rel, &slot->tts_tid, table->edited, GetCurrentCommandId(true), store->snapshot,
+						   InvalidSnapshot, true, &failure, &lockmode, &indexes) != TM_Ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("an operation was changed by somebody else while fini worked on it")));
+	if (fini_compat_any_index(indexes))
+		list_free(fini_compat_insert_index_tuples(table->result, table->edited, table->estate, true, indexes));
+	ResetPerTupleExprContext(table->estate);
+	ExecClearTuple(table->edited);
+}
+
+void
+fini_store_add(FiniStore *store, Oid relid, const char *operation, int n, char **own_refs, char **ipo_ids)
+{
+	MemoryContext context = AllocSetContextCreate(store->context, "fini rows", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = CurrentMemoryContext;
+	int			at_once = Min(n, ROWS_AT_ONCE);
+	TupleTableSlot **operations = MemoryContextAlloc(store->context, sizeof(TupleTableSlot *) * at_once);
+	TupleTableSlot **queued = MemoryContextAlloc(store->context, sizeof(TupleTableSlot *) * at_once);
+	Oid			sequence = get_relname_relid("submission_id_seq", RelationGetNamespace(store->submission.rel));
+	TimestampTz now = GetCurrentTransactionStartTimestamp();
+
+	if (!OidIsValid(sequence))
+		missing("sequence submission_id_seq");
+	MemoryContextSwitchTo(store->context);
+	for (int i = 0; i < at_once; i++)
+	{
+		operations[i] = fini_store_slot(&store->submission);
+		queued[i] = fini_store_slot(&store->queue);
+	}
+	MemoryContextSwitchTo(context);
+	for (int i = 0; i < n;)
+	{
+		Datum		add = CStringGetTextDatum(operation);
+		Datum		state = CStringGetTextDatum("queued");
+		int			filled;
+
+		for (filled = 0; filled < at_once && i < n; filled++, i++)
+		{
+			TupleTableSlot *slot = ExecClearTuple(operations[filled]);
+			Datum		id = Int64GetDatum(nextval_internal(sequence, false));
+			Datum		ipo_id = CStringGetTextDatum(ipo_ids[i]);
+
+			memset(slot->tts_isnull, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
+			fini_store_set(slot, FINI_SUBMISSION_ID, id, false);
+			fini_store_set(slot, FINI_SUBMISSION_RELATION, ObjectIdGetDatum(relid), false);
+			fini_store_set_text(slot, FINI_SUBMISSION_OWN_REF, own_refs[i]);
+			fini_store_set(slot, FINI_SUBMISSION_IPO_ID, ipo_id, false);
+			fini_store_set(slot, FINI_SUBMISSION_OPERATION, add, false);
+			fini_store_set(slot, FINI_SUBMISSION_STATE, state, false);
+			fini_store_set(slot, FINI_SUBMISSION_ATTEMPTS, Int32GetDatum(0), false);
+			fini_store_set(slot, FINI_SUBMISSION_CREATED_AT, TimestampTzGetDatum(now), false);
+			fini_store_set(slot, FINI_SUBMISSION_STRAY, BoolGetDatum(false), false);
+			ExecStoreVirtualTuple(slot);
+
+			slot = ExecClearTuple(queued[filled]);
+			fini_store_set(slot, FINI_QUEUE_IPO_ID, ipo_id, false);
+			fini_store_set(slot, FINI_QUEUE_OPERATION, add, false);
+			fini_store_set(slot, FINI_QUEUE_ID, id, false);
+			fini_store_set(slot, FINI_QUEUE_NOT_BEFORE, (Datum) 0, true);
+			ExecStoreVirtualTuple(slot);
+		}
+		insert_rows(&store->submission, operations, filled);
+		insert_rows(&store->queue, queued, filled);
+		MemoryContextReset(context);
+		CHECK_FOR_INTERRUPTS();
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+}
+
+static void
+open_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns)
+{
+	Oid			relid = get_relname_relid(name, namespace);
+	TupleDesc	desc;
+
+	if (!OidIsValid(relid))
+		missing(psprintf("table %s", name));
+	table->rel = table_open(relid, RowExclusiveLock);
+	desc = RelationGetDescr(table->rel);
+	for (int i = 0; i < ncolumns; i++)
+	{
+		if (i >= desc->natts || strcmp(NameStr(TupleDescAttr(desc, i)->attname), columns[i]) != 0)
+			missing(psprintf("column %s of table %s", columns[i], name));
+	}
+	table->estate = CreateExecutorState();
+	table->result = makeNode(ResultRelInfo);
+	InitResultRelInfo(table->result, table->rel, 0, NULL, 0);
+	ExecOpenIndices(table->result, false);
+	table->edited = fini_store_slot(table);
+}
+
+static void
+close_table(FiniStoreTable *table)
+{
+	ExecCloseIndices(table->result);
+	table_close(table->rel, NoLock);
+	FreeExecutorState(table->estate);
+}
+
+/* the index that begins with these columns and holds all rows */
+static Relation
+index_on(FiniStoreTable *table, const char *const *columns, int ncolumns)
+{
+	for (int i = 0; i < table->result->ri_NumIndices; i++)
+	{
+		Relation	index = table->result->ri_IndexRelationDescs[i];
+		bool		fits = index->rd_index->indnkeyatts >= ncolumns && index->rd_index->indisvalid &&
+			index->rd_rel->relam == BTREE_AM_OID && RelationGetIndexPredicate(index) == NIL;
+
+		for (int c = 0; c < ncolumns && fits; c++)
+		{
+			AttrNumber	attnum = index->rd_index->indkey.values[c];
+
+			fits = attnum > 0 && strcmp(NameStr(TupleDescAttr(RelationGetDescr(table->rel), attnum - 1)->attname), columns[c]) == 0;
+		}
+		if (fits)
+			return index;
+	}
+	missing(psprintf("index on column %s of table %s", columns[0], RelationGetRelationName(table->rel)));
+}
+
+/* a scan keeps what it allocates on its way */
+static bool
+next_row(FiniStore *store, IndexScanDesc scan, TupleTableSlot *slot)
+{
+	MemoryContext old = MemoryContextSwitchTo(store->context);
+	bool		found = index_getnext_slot(scan, ForwardScanDirection, slot);
+
+	MemoryContextSwitchTo(old);
+	return found;
+}
+
+static void
+insert_rows(FiniStoreTable *table, TupleTableSlot **slots, int n)
+{
+	table_multi_insert(table->rel, slots, n, GetCurrentCommandId(true), 0, NULL);
+	for (int i = 0; i < n; i++)
+	{
+		list_free(fini_compat_insert_index_tuples(table->result, slots[i], table->estate, false, FINI_COMPAT_ALL_INDEXES));
+		ResetPerTupleExprContext(table->estate);
+	}
+}
+
+static void
+missing(const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the schema fini lacks its %s", what),
+			 errhint("Update the extension with ALTER EXTENSION fini UPDATE, or create again what was dropped.")));
+}

@@ -1,0 +1,117 @@
+/*
+ * outbox_store.h
+ *		Rows of fini.submission and fini.queue, read and written one by one
+ *		without the executor: for what is done to every record.
+ *
+ * A FiniStore is opened for one piece of work within a transaction and closed
+ * after it; an error takes it along.  It sees the outbox as it was committed
+ * when the store was opened, and nothing that it has written itself.
+ *
+ * It keeps all indexes of the two tables, and is no friend of anything else that
+ * somebody may put on them: triggers of theirs do not fire for it.
+ */
+#ifndef FINI_OUTBOX_STORE_H
+#define FINI_OUTBOX_STORE_H
+
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "executor/tuptable.h"
+#include "nodes/execnodes.h"
+#include "utils/relcache.h"
+#include "utils/snapshot.h"
+
+/* columns of the tables, as fini--1.0.sql has them; checked when a store is opened */
+enum
+{
+	FINI_SUBMISSION_ID,
+	FINI_SUBMISSION_RELATION,
+	FINI_SUBMISSION_OWN_REF,
+	FINI_SUBMISSION_IPO_ID,
+	FINI_SUBMISSION_OPERATION,
+	FINI_SUBMISSION_STATE,
+	FINI_SUBMISSION_RECORD_ID,
+	FINI_SUBMISSION_REQUEST_ID,
+	FINI_SUBMISSION_ATTEMPTS,
+	FINI_SUBMISSION_ERROR_CODE,
+	FINI_SUBMISSION_ERROR_MESSAGE,
+	FINI_SUBMISSION_NOT_BEFORE,
+	FINI_SUBMISSION_CREATED_AT,
+	FINI_SUBMISSION_SENT_AT,
+	FINI_SUBMISSION_SETTLED_AT,
+	FINI_SUBMISSION_STRAY
+};
+
+enum
+{
+	FINI_QUEUE_IPO_ID,
+	FINI_QUEUE_OPERATION,
+	FINI_QUEUE_ID,
+	FINI_QUEUE_NOT_BEFORE
+};
+
+/* one of the tables */
+typedef struct FiniStoreTable
+{
+	Relation	rel;
+	EState	   *estate;
+	ResultRelInfo *result;		/* with its indexes */
+	TupleTableSlot *edited;		/* a row that is about to be written */
+} FiniStoreTable;
+
+typedef struct FiniStore
+{
+	MemoryContext context;
+	Snapshot	snapshot;
+	FiniStoreTable submission;
+	FiniStoreTable queue;
+	IndexScanDesc by_id;		/* into fini.submission; see fini_store_find */
+	TupleTableSlot *found;
+	int64		found_id;
+	int64		found_until;
+	IndexScanDesc by_own_ref;
+	IndexScanDesc in_queue;		/* one group of the queue, in order */
+} FiniStore;
+
+/* only to write: without a snapshot and its scans */
+extern FiniStore *fini_store_open(bool to_read);
+
+/* what was written is visible to statements that follow */
+extern void fini_store_close(FiniStore *store);
+
+/* --- reading; what comes back is in the slot, until the next row is put there --- */
+
+extern TupleTableSlot *fini_store_slot(FiniStoreTable *table);
+
+/* an operation; its row stays until the next one is looked for.  NULL: there is none */
+extern TupleTableSlot *fini_store_find(FiniStore *store, int64 id);
+
+/* all operations of an own_ref, in no order: begin, then next until it gives false */
+extern void fini_store_begin_own_ref(FiniStore *store, Datum own_ref);
+extern bool fini_store_next_of_own_ref(FiniStore *store, TupleTableSlot *slot);
+
+/* the queue of a group, by id, from the first id that is greater than after */
+extern void fini_store_begin_queue(FiniStore *store, const char *ipo_id, const char *operation, int64 after);
+extern bool fini_store_next_in_queue(FiniStore *store, TupleTableSlot *slot);
+
+/* a column of a row that has been read; NULL, zero or false where it is null, see isnull */
+extern Datum fini_store_column(TupleTableSlot *slot, int column, bool *isnull);
+extern char *fini_store_text(TupleTableSlot *slot, int column, MemoryContext into);
+extern bool fini_store_text_is(TupleTableSlot *slot, int column, const char *text);
+
+/* --- writing --- */
+
+/* take a row out of the queue; false when somebody else works on it, or has taken it */
+extern bool fini_store_take(FiniStore *store, TupleTableSlot *slot);
+
+/* a copy of the row, to set columns of and to write in its place; slot stays as it is until then */
+extern TupleTableSlot *fini_store_edit(FiniStore *store, TupleTableSlot *slot);
+extern void fini_store_set(TupleTableSlot *edited, int column, Datum value, bool isnull);
+extern void fini_store_set_text(TupleTableSlot *edited, int column, const char *text);	/* NULL: null */
+extern void fini_store_write(FiniStore *store, TupleTableSlot *slot);
+
+/* add operations, and queue them */
+extern void fini_store_add(FiniStore *store, Oid relid, const char *operation, int n, char **own_refs, char **ipo_ids);
+
+#endif							/* FINI_OUTBOX_STORE_H */
