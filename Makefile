@@ -3,7 +3,8 @@
 #	make			the extension		make install		into the PostgreSQL of $(PG_CONFIG)
 #	make demo		10,000 applications to a sandbox gateway and back, on a throw-away server
 #	make test		every test, on throw-away servers; TESTS="t/name.pl sql/name.sql" for some
-#	make bench		measurements		make bench-quick	the same in two minutes
+#	make bench		measurements, in a quarter of an hour: BENCH="--only drain" for one part (docs/performance.md)
+#	make bench-quick	the same in two minutes		make bench-size	10,000,000 submissions: SIZE=2000000 for less
 #	make torture	kills and faults without end: TORTURE="--seed 7 --kills 200 --operations 50000" (docs/torture.md)
 #	make size		an IPO of 1,000,000 applications: SIZE=20000 for less, SIZED=t/070_reconcile.pl for a part (docs/testing.md)
 #	make gateway	the sandbox gateway	make installcheck	regression tests on a server of one's own
@@ -51,9 +52,12 @@ demo:
 test:
 	@$(run) test/run $(TESTS)
 bench:
-	@$(run) test/bench/run
+	@$(run) test/bench/run $(BENCH)
 bench-quick:
-	@$(run) test/bench/run --quick
+	@$(run) test/bench/run --quick $(BENCH)
+bench-size: SIZE = 10000000
+bench-size:
+	@$(run) test/bench/run --only size --size $(SIZE)
 torture:
 	@$(run) test/torture/run $(TORTURE)
 fuzz:
@@ -77,4 +81,4 @@ clean-gateway:
 lint:
 	@$(run) test/lint
 
-.PHONY: all install installcheck clean demo test bench bench-quick torture size fuzz fuzz-smoke test-asan test-valgrind gateway clean-gateway lint
+.PHONY: all install installcheck clean demo test bench bench-quick bench-size torture size fuzz fuzz-smoke test-asan test-valgrind gateway clean-gateway lint

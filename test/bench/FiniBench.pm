@@ -25,6 +25,15 @@ sub cpu_seconds
 	return wantarray ? (($user + $system) / $ticks, $user / $ticks, $system / $ticks) : ($user + $system) / $ticks;
 }
 
+# CPU time of a process's main thread in nanoseconds, for spans that the clock ticks of the above are too coarse for;
+# exact while it waits
+sub cpu_ns
+{
+	my ($pid) = @_;
+	my ($ns) = slurp("/proc/$pid/schedstat") =~ /^(\d+)/ or die "/proc/$pid/schedstat cannot be read\n";
+	return $ns;
+}
+
 # of a server: the postmaster, its children and those that have ended
 sub server_cpu_seconds
 {

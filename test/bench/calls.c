@@ -1,10 +1,11 @@
 /*
- * calls CA-FILE TOKEN-URL FORM-FILE URL N
+ * calls CA-FILE TOKEN-URL FORM-FILE URL
  *		The peer of direct calls: a bare loop of libcurl requests.
  *
- * Fetches an access token by posting FORM-FILE to TOKEN-URL, then gets URL N
- * times over one kept-alive connection, with the headers that the extension
- * sends, and prints "requests seconds bytes" of the loop.
+ * Fetches an access token by posting FORM-FILE to TOKEN-URL.  Then, for each
+ * number N on a line of standard input, gets URL N times with the headers that
+ * the extension sends, and prints "seconds seconds-of-CPU" of that loop.  All
+ * over one connection, which is kept alive and was used before.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,6 @@ typedef struct Answer
 {
 	char		text[65536];
 	size_t		len;
-	size_t		total;
 } Answer;
 
 static char token_header[8192] = "Authorization: Bearer ";
@@ -27,19 +27,18 @@ static void get_token(CURL *curl, const char *url, const char *form_file);
 static size_t collect(char *data, size_t size, size_t n, void *into);
 static void request(CURL *curl);
 static void fail(const char *what);
-static double now(void);
+static double now(clockid_t which);
 
 int
 main(int argc, char **argv)
 {
 	CURL	   *curl;
 	struct curl_slist *headers = NULL;
-	double		start;
-	long		n;
+	char		line[32];
 
-	if (argc != 6)
+	if (argc != 5)
 	{
-		fprintf(stderr, "usage: calls CA-FILE TOKEN-URL FORM-FILE URL N\n");
+		fprintf(stderr, "usage: calls CA-FILE TOKEN-URL FORM-FILE URL\n");
 		return 2;
 	}
 	curl_global_init(CURL_GLOBAL_DEFAULT);
@@ -59,14 +58,18 @@ main(int argc, char **argv)
 	curl_easy_setopt(curl, CURLOPT_HTTPGET, 1L);
 	curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
 	curl_easy_setopt(curl, CURLOPT_URL, argv[4]);
-	n = atol(argv[5]);
-	request(curl);				/* the first makes the connection warm */
+	request(curl);
+	while (fgets(line, sizeof(line), stdin) != NULL)
+	{
+		long		n = atol(line);
+		double		start = now(CLOCK_MONOTONIC);
+		double		cpu = now(CLOCK_PROCESS_CPUTIME_ID);
 
-	answer.total = 0;
-	start = now();
-	for (long i = 0; i < n; i++)
-		request(curl);
-	printf("%ld %.6f %zu\n", n, now() - start, answer.total);
+		for (long i = 0; i < n; i++)
+			request(curl);
+		printf("%.6f %.6f\n", now(CLOCK_MONOTONIC) - start, now(CLOCK_PROCESS_CPUTIME_ID) - cpu);
+		fflush(stdout);
+	}
 
 	curl_slist_free_all(headers);
 	curl_easy_cleanup(curl);
@@ -106,7 +109,6 @@ collect(char *data, size_t size, size_t n, void *into)
 	Answer	   *to = into;
 	size_t		len = size * n;
 
-	to->total += len;
 	if (to->len + len < sizeof(to->text))
 	{
 		memcpy(to->text + to->len, data, len);
@@ -133,11 +135,11 @@ request(CURL *curl)
 }
 
 static double
-now(void)
+now(clockid_t which)
 {
 	struct timespec t;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(which, &t);
 	return (double) t.tv_sec + (double) t.tv_nsec / 1e9;
 }
 

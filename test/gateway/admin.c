@@ -26,6 +26,12 @@ typedef struct Setting
 	double		high;
 } Setting;
 
+typedef struct Switch
+{
+	const char *name;
+	_Atomic bool *where;
+} Switch;
+
 static void show_stats(AdminCall *call);
 static void show_funding(AdminCall *call);
 static void show_ipos(AdminCall *call);
@@ -41,6 +47,7 @@ static void clear_faults(AdminCall *call);
 static void configure(AdminCall *call);
 static const char *check_config(const json_t *config, int *entitled);
 static const Setting *find_setting(const char *name);
+static const Switch *find_switch(const char *name);
 static bool strings_only(const json_t *list);
 static void rotate_key(AdminCall *call);
 static void expire_tokens(AdminCall *call);
@@ -82,8 +89,14 @@ static const Setting settings[] = {
 	{"maxPageSize", &gw_settings.max_page_size, 1, 1, 1000},
 };
 
+static const Switch switches[] = {
+	{"recordIDActiveOnly", &gw_settings.record_ids_active_only},
+	{"forgetFields", &gw_settings.forget_fields},
+};
+
 #define CALLS (sizeof(calls) / sizeof(calls[0]))
 #define SETTINGS (sizeof(settings) / sizeof(settings[0]))
+#define SWITCHES (sizeof(switches) / sizeof(switches[0]))
 
 void
 gw_admin_finish(Request *request, Reply *reply)
@@ -268,7 +281,7 @@ configure(AdminCall *call)
 		else if (strcmp(name, "rejectOwnRefs") == 0)
 			gw_subscription_reject_refs(value);
 		else
-			gw_settings.record_ids_active_only = json_is_true(value);
+			*find_switch(name)->where = json_is_true(value);
 	}
 	gw_admin_answer(call, json_object());
 }
@@ -308,7 +321,7 @@ check_config(const json_t *config, int *entitled)
 			if (!strings_only(value))
 				return "rejectOwnRefs is not a list of strings";
 		}
-		else if (strcmp(name, "recordIDActiveOnly") != 0 || !json_is_boolean(value))
+		else if (find_switch(name) == NULL || !json_is_boolean(value))
 			return "an unknown setting";
 	}
 	return NULL;
@@ -322,6 +335,17 @@ find_setting(const char *name)
 	for (i = 0; i < SETTINGS; i++)
 		if (strcmp(settings[i].name, name) == 0)
 			return &settings[i];
+	return NULL;
+}
+
+static const Switch *
+find_switch(const char *name)
+{
+	size_t		i;
+
+	for (i = 0; i < SWITCHES; i++)
+		if (strcmp(switches[i].name, name) == 0)
+			return &switches[i];
 	return NULL;
 }
 

@@ -51,6 +51,7 @@ typedef struct Settings
 	_Atomic int64_t max_page_size;
 	_Atomic int entitled;
 	_Atomic bool record_ids_active_only;
+	_Atomic bool forget_fields;
 } Settings;
 
 extern Settings gw_settings;

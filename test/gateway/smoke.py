@@ -430,6 +430,11 @@ def queries(g):
     g.admin("POST", "/config", {"maxPageSize": 10})
     equal("maxPageSize", len(g.sealed("query", query(ipoID="1234"))[1]["data"]), 10)
     g.admin("POST", "/config", {"maxPageSize": 1000})
+    g.admin("POST", "/config", {"forgetFields": True})
+    brief = g.sealed("add", {"data": [entry(1, ownRef="brief")]})[1]["data"][0]["recordID"]
+    equal("forgetFields", sorted([x for x in g.admin("GET", "/dump") if x["recordID"] == brief][0]), ["_history", "ipoID", "ownRef", "recordID", "subFlowStatus"])
+    g.admin("DELETE", "/records?recordID=" + brief)
+    g.admin("POST", "/config", {"forgetFields": False})
 
 
 def others(g):

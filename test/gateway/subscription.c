@@ -229,11 +229,20 @@ apply_add(Entry *entry, uint32_t request, int64_t now, int64_t counts[COUNTERS])
 		.text = entry->text,
 	};
 	Record	   *record;
+	Buf			brief = {0};
 
 	entry->refusal = check_ipo(entry->ipo_id);
 	if (entry->refusal.code != NULL)
 		return;
-	parts.text_len = strlen(entry->text);
+	if (gw_settings.forget_fields)
+	{
+		json_t	   *fields = json_pack("{ss ss?}", "ipoID", entry->ipo_id, "ownRef", entry->own_ref);
+
+		gw_buf_json(&brief, fields);
+		json_decref(fields);
+		parts.text = brief.data;
+	}
+	parts.text_len = strlen(parts.text);
 	if (entry->own_ref != NULL && *entry->own_ref != '\0' &&
 		gw_store_has_active(entry->ipo_id, entry->own_ref))
 		counts[COUNT_DUPLICATE_ADDS]++;
@@ -243,6 +252,7 @@ apply_add(Entry *entry, uint32_t request, int64_t now, int64_t counts[COUNTERS])
 	entry->record_id = entry->new_id;
 	entry->status = record->status;
 	counts[COUNT_ACCEPTED]++;
+	gw_buf_free(&brief);
 }
 
 /* The fields sent take the place of the record's; the others stay. */
