@@ -5,6 +5,8 @@ use warnings;
 
 use File::Basename qw(basename dirname);
 use FiniTest;
+use JSON::PP;
+use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -34,7 +36,7 @@ for my $name (sort keys %page)
 		{
 			my $mark = $1 =~ s/\s+$//r;
 			$open = [ $number, '', '', '' ];
-			if ($mark =~ /^sql (run|cron)$/) { $open->[1] = $1; }
+			if ($mark =~ /^sql (run|cron|trading)$/) { $open->[1] = $1; }
 			elsif ($mark =~ /^sql fails ([0-9A-Z]{5})$/) { @{$open}[ 1, 2 ] = ('fails', $1); }
 			elsif ($mark =~ /^sql not run: ./) { $open->[2] = 'not run'; note "$name.md:$number: $mark"; }
 			elsif ($mark =~ /sql/i) { push @unmarked, "$number: ```$mark"; }
@@ -56,9 +58,37 @@ cmp_ok(scalar map({ @$_ } values %blocks), '>=', 20, 'there are examples');
 
 my @names = sort keys %blocks;
 my $cron = @cron_pages ? FiniTest->cron_conf($cron_pages[0]) : undef;
-my $fini = FiniTest->new(databases => join(',', @names), settings => { 'fini.rate_limit' => 0 }, gateway => [ '--rate-limit', 0 ],
-	conf => $cron // "max_worker_processes = 40\n");
+
+# a second key of the agent's, registered beside the first
+my $second = "$PostgreSQL::Test::Utils::tmp_check/agent-2.pem";
+FiniSandbox::make_rsa_key($second);
+FiniSandbox::write_file("$second.jwks", encode_json({ keys => [ map { @{ FiniSandbox::jwks($_)->{keys} } } "$ENV{FINI_TEST_KEYS}/agent.pem", $second ] }));
+
+my $fini = FiniTest->new(databases => join(',', @names), settings => { 'fini.rate_limit' => 0 },
+	gateway => [ '--rate-limit', 0, '--agent-jwks', "$second.jwks" ], conf => $cron // "max_worker_processes = 40\n");
 my $node = $fini->node;
+
+# the trading database of the examples, on a server that knows nothing of fini
+my $trading;
+if (grep { $_->[1] eq 'trading' } map { @$_ } values %blocks)
+{
+	$trading = PostgreSQL::Test::Cluster->new('trading');
+	$trading->init(allows_streaming => 'logical');
+	$trading->start;
+	$trading->safe_psql('postgres', 'create database orders');
+	$trading->safe_psql('orders', q{create table applications (own_ref text primary key, ipo_id text not null, app_quantity bigint, id_type text,
+		id_country_jurisdiction text, id_num text, full_name_eng text, full_name_chi text, id_list jsonb)});
+}
+
+# what the examples name and a test has otherwise
+sub stand_ins
+{
+	my ($sql, $page) = @_;
+	$sql =~ s{/etc/postgresql/fini/agent-2\.pem}{$second}g;
+	$sql =~ s{\bdatabase brokerage\b}{database $page}g;
+	$sql =~ s{host=trading dbname=}{@{[ $trading->connstr ]} dbname=}g if $trading;
+	return $sql;
+}
 my $funding = $fini->admin('GET', '/funding');
 
 for my $name (@names)
@@ -76,7 +106,8 @@ for my $name (@names)
 	  SKIP:
 		{
 			skip "$what: pg_cron is not installed", 1 if $kind eq 'cron' && !$cron;
-			my ($rc, undef, $err) = $fini->try_sql($sql, database => $name);
+			my ($rc, undef, $err) = $kind eq 'trading' ? $trading->psql('orders', $sql, on_error_stop => 1) :
+			  $fini->try_sql(stand_ins($sql, $name), database => $name);
 			if ($kind eq 'fails') { ok($rc != 0 && $err =~ /ERROR:  \Q$wanted\E:/, "$what fails with $wanted") or diag $err; }
 			else { is($rc, 0, "$what runs") or diag $err; }
 		}
