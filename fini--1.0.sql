@@ -44,7 +44,8 @@ CREATE TABLE fini.submission (
 	settled_at		timestamptz,
 	stray			boolean NOT NULL DEFAULT false	-- about a record that is not the one of the own_ref's row
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
-CREATE INDEX submission_own_ref ON fini.submission (own_ref, id);
+-- a third of a btree's size and work: own_refs come in random order, and of one there are few operations
+CREATE INDEX submission_own_ref ON fini.submission USING hash (own_ref);
 COMMENT ON TABLE fini.submission IS 'the durable outbox: one row per operation asked for, with its state';
 
 -- who deletes an operation's row here owns it: the worker's claim, a cancel, a trigger
@@ -384,8 +385,8 @@ BEGIN
 		extra jsonb,
 		record_id text,
 		fini_state text,
-		fini_error text) WITH (fillfactor = 70)';
-	-- room on each page for the version of a row that has its outcome
+		fini_error text) WITH (fillfactor = 45)';
+	-- room on each page for the versions of all its rows that have their outcome, so that no index has to know of them
 	RETURN qualified::regclass;
 END $$;
 COMMENT ON FUNCTION fini.create_subscription_table(text) IS 'creates a table with the standard columns, owned by the caller; attach it next';

@@ -15,11 +15,11 @@
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/nbtree.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "executor/executor.h"
@@ -50,7 +50,7 @@ static const char *const queue_columns[] = {"ipo_id", "operation", "id", "not_be
 
 static void open_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns);
 static void close_table(FiniStoreTable *table);
-static Relation index_on(FiniStoreTable *table, const char *const *columns, int ncolumns);
+static Relation index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncolumns);
 static bool next_row(FiniStore *store, IndexScanDesc scan, TupleTableSlot *slot);
 static void insert_rows(FiniStoreTable *table, TupleTableSlot **slots, int n);
 static void missing(const char *what) pg_attribute_noreturn();
@@ -72,13 +72,13 @@ fini_store_open(bool to_read)
 	if (to_read)
 	{
 		store->snapshot = RegisterSnapshot(GetLatestSnapshot());
-		store->by_id = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, id, lengthof(id)),
+		store->by_id = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, BTREE_AM_OID, id, lengthof(id)),
 												   store->snapshot, 2);
 		store->found = fini_store_slot(&store->submission);
 		store->found_until = PG_INT64_MIN;
-		store->by_own_ref = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, own_ref, lengthof(own_ref)),
+		store->by_own_ref = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, HASH_AM_OID, own_ref, lengthof(own_ref)),
 														store->snapshot, 1);
-		store->in_queue = fini_compat_index_beginscan(store->queue.rel, index_on(&store->queue, group, lengthof(group)),
+		store->in_queue = fini_compat_index_beginscan(store->queue.rel, index_on(&store->queue, BTREE_AM_OID, group, lengthof(group)),
 													  store->snapshot, 3);
 	}
 	MemoryContextSwitchTo(old);
@@ -149,15 +149,25 @@ fini_store_begin_own_ref(FiniStore *store, Datum own_ref)
 {
 	ScanKeyData key;
 
-	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, TEXTOID, store->by_own_ref->indexRelation->rd_indcollation[0],
+	ScanKeyEntryInitialize(&key, 0, 1, HTEqualStrategyNumber, TEXTOID, store->by_own_ref->indexRelation->rd_indcollation[0],
 						   F_TEXTEQ, own_ref);
 	index_rescan(store->by_own_ref, &key, 1, NULL, 0);
+	store->own_ref = own_ref;
 }
 
 bool
 fini_store_next_of_own_ref(FiniStore *store, TupleTableSlot *slot)
 {
-	return next_row(store, store->by_own_ref, slot);
+	bool		isnull;
+
+	/* the index knows but a hash value */
+	while (next_row(store, store->by_own_ref, slot))
+	{
+		if (DatumGetBool(DirectFunctionCall2Coll(texteq, store->by_own_ref->indexRelation->rd_indcollation[0], store->own_ref,
+												 slot_getattr(slot, FINI_SUBMISSION_OWN_REF + 1, &isnull))))
+			return true;
+	}
+	return false;
 }
 
 void
@@ -363,15 +373,15 @@ close_table(FiniStoreTable *table)
 	FreeExecutorState(table->estate);
 }
 
-/* the index that begins with these columns and holds all rows */
+/* the index of this kind that begins with these columns and holds all rows */
 static Relation
-index_on(FiniStoreTable *table, const char *const *columns, int ncolumns)
+index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncolumns)
 {
 	for (int i = 0; i < table->result->ri_NumIndices; i++)
 	{
 		Relation	index = table->result->ri_IndexRelationDescs[i];
 		bool		fits = index->rd_index->indnkeyatts >= ncolumns && index->rd_index->indisvalid &&
-			index->rd_rel->relam == BTREE_AM_OID && RelationGetIndexPredicate(index) == NIL;
+			index->rd_rel->relam == method && RelationGetIndexPredicate(index) == NIL;
 
 		for (int c = 0; c < ncolumns && fits; c++)
 		{

@@ -71,6 +71,7 @@ typedef struct FiniStore
 	int64		found_id;
 	int64		found_until;
 	IndexScanDesc by_own_ref;
+	Datum		own_ref;		/* that it looks for */
 	IndexScanDesc in_queue;		/* one group of the queue, in order */
 } FiniStore;
 
@@ -87,7 +88,7 @@ extern TupleTableSlot *fini_store_slot(FiniStoreTable *table);
 /* an operation; its row stays until the next one is looked for.  NULL: there is none */
 extern TupleTableSlot *fini_store_find(FiniStore *store, int64 id);
 
-/* all operations of an own_ref, in no order: begin, then next until it gives false */
+/* all operations of an own_ref, which has to stay, in no order: begin, then next until it gives false */
 extern void fini_store_begin_own_ref(FiniStore *store, Datum own_ref);
 extern bool fini_store_next_of_own_ref(FiniStore *store, TupleTableSlot *slot);
 
