@@ -83,6 +83,13 @@ CREATE TABLE fini.unwritten (
 );
 COMMENT ON TABLE fini.unwritten IS 'operations whose outcome a lock kept from being written to its row; the worker tries again';
 
+CREATE TABLE fini.look (
+	ipo_id		text PRIMARY KEY,
+	cursor		text NOT NULL,
+	looked_at	timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE fini.look IS 'where FINI''s records of an IPO ended at the last look for what was in doubt; the next look begins there';
+
 CREATE TABLE fini.control (
 	singleton			boolean PRIMARY KEY DEFAULT true CHECK (singleton),
 	created_at			timestamptz NOT NULL DEFAULT clock_timestamp(),

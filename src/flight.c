@@ -4,7 +4,8 @@
  *
  * Token first, then the throttle's ticket, then the claim: what has been
  * claimed does not wait, and a batch holds all that had come by the time it
- * left.  What becomes of a request is in flight_end.c.
+ * left.  Claiming is in flight_claim.c, what becomes of a request in
+ * flight_end.c.
  */
 #include "postgres.h"
 
@@ -19,10 +20,10 @@
 #include "entry.h"
 #include "error.h"
 #include "flight.h"
-#include "pace.h"
 #include "settings.h"
 #include "throttle.h"
 #include "token.h"
+#include "trouble.h"
 
 static List *flights = NIL;
 static FiniEndpointState endpoint_states[FINI_OPERATION_INVALIDATE + 1];
@@ -31,35 +32,40 @@ static int64 next_due_us = 0;	/* when something deferred becomes due; 0: nothing
 static int64 throttle_until_us = 0;
 static int64 sends = 0;
 
-static bool queue_is_empty(void);
+typedef struct Recovery
+{
+	MemoryContext context;
+	List	   *batches;
+} Recovery;
+
+static void recover(void *arg);
+static void write_late(void *arg);
 static bool claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket);
-static bool claim_group(FiniFlight *flight, const FiniGroup *group);
-static int	batch_limit(FiniOperation operation);
 static void send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTicket *ticket);
 static void set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message);
 static FiniBuffer *build_payload(FiniFlight *flight);
 
-void
-fini_flight_recover(void)
+bool
+fini_flight_recover(FiniSlotShared *slot)
 {
-	MemoryContext context;
-	List	   *batches;
+	char		doing[FINI_TROUBLE_NAME] = "take over what a former worker left";
+	Recovery	recovery = {0};
 	ListCell   *cell;
 
-	context = AllocSetContextCreate(TopMemoryContext, "fini recovered", ALLOCSET_DEFAULT_SIZES);
-	fini_flight_begin();
-	fini_outbox_adopt_timeline();
-	batches = fini_outbox_recover(context);
-	fini_flight_commit();
+	recovery.context = AllocSetContextCreate(TopMemoryContext, "fini recovered", ALLOCSET_DEFAULT_SIZES);
+	if (!fini_trouble_guard(slot, doing, recover, &recovery))
+	{
+		MemoryContextDelete(recovery.context);
+		return false;
+	}
 
-	foreach(cell, batches)
+	foreach(cell, recovery.batches)
 	{
 		FiniBatch  *batch = lfirst(cell);
+		MemoryContext context = AllocSetContextCreate(TopMemoryContext, "fini flight", ALLOCSET_DEFAULT_SIZES);
 		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-		FiniFlight *flight;
+		FiniFlight *flight = MemoryContextAllocZero(context, sizeof(FiniFlight));
 
-		context = AllocSetContextCreate(TopMemoryContext, "fini flight", ALLOCSET_DEFAULT_SIZES);
-		flight = MemoryContextAllocZero(context, sizeof(FiniFlight));
 		flight->context = context;
 		flight->batch = *batch; /* members stay in the context of all that was recovered */
 		flight->state = FINI_FLIGHT_DOUBT;
@@ -67,9 +73,10 @@ fini_flight_recover(void)
 		flights = lappend(flights, flight);
 		MemoryContextSwitchTo(old);
 	}
-	if (batches != NIL)
+	if (recovery.batches != NIL)
 		ereport(LOG,
-				(errmsg("fini: %d requests of a former worker are in doubt and will be found out", list_length(batches))));
+				(errmsg("fini: %d requests of a former worker are in doubt and will be found out", list_length(recovery.batches))));
+	return true;
 }
 
 bool
@@ -84,11 +91,29 @@ fini_flight_may_send(void)
 }
 
 void
-fini_flight_write_late(void)
+fini_flight_write_late(FiniSlotShared *slot)
 {
-	fini_flight_begin();
-	fini_outbox_write_late();
-	fini_flight_commit();
+	char		doing[FINI_TROUBLE_NAME] = "write late outcomes to their tables";
+
+	(void) fini_trouble_guard(slot, doing, write_late, NULL);
+}
+
+void
+fini_flight_settle_late(FiniSlotShared *slot)
+{
+	List	   *unsettled = NIL;
+	ListCell   *cell;
+
+	foreach(cell, flights)
+	{
+		FiniFlight *flight = lfirst(cell);
+
+		if (flight->state == FINI_FLIGHT_UNSETTLED)
+			unsettled = lappend(unsettled, flight);
+	}
+	foreach(cell, unsettled)
+		fini_flight_conclude(slot, lfirst(cell));
+	list_free(unsettled);
 }
 
 void
@@ -121,17 +146,16 @@ fini_flight_dispatch(FiniSlotShared *slot)
 			FiniFlight *flight = lfirst(cell);
 			FiniEndpointState *endpoint = &endpoint_states[flight->batch.operation];
 
-			under_way += flight->state != FINI_FLIGHT_DOUBT;
+			under_way += flight->state == FINI_FLIGHT_SENT || flight->state == FINI_FLIGHT_UNSETTLED;
 			if (ready == NULL && flight->state == FINI_FLIGHT_READY && !endpoint->stopped &&
 				now >= flight->not_before_us && now >= endpoint->not_before_us)
 				ready = flight;
 		}
-		if (ready == NULL && (!work || under_way >= fini_guc_max_in_flight ||
-							  list_length(flights) >= 2 * fini_guc_max_in_flight))
+		if (under_way >= fini_guc_max_in_flight || (ready == NULL && !work))
 			break;
 
 		/* a look at an empty queue is no use of the token, which lapses when nobody calls */
-		if (ready == NULL && flights == NIL && queue_is_empty())
+		if (ready == NULL && flights == NIL && fini_flight_queue_is_empty())
 		{
 			work = false;
 			next_due_us = 0;
@@ -168,7 +192,17 @@ fini_flight_work_arrived(void)
 void
 fini_flight_resume_endpoints(void)
 {
+	ListCell   *cell;
+
 	memset(endpoint_states, 0, sizeof(endpoint_states));
+	foreach(cell, flights)
+	{
+		FiniFlight *flight = lfirst(cell);
+
+		/* what is in doubt waits for its own reasons */
+		if (flight->state == FINI_FLIGHT_READY)
+			flight->not_before_us = 0;
+	}
 	work = true;
 }
 
@@ -186,7 +220,7 @@ fini_flight_timeout(void)
 		FiniFlight *flight = lfirst(cell);
 		int64		when;
 
-		if (flight->state == FINI_FLIGHT_SENT)
+		if (flight->state == FINI_FLIGHT_SENT || flight->state == FINI_FLIGHT_UNSETTLED)
 			continue;
 		when = Max(flight->not_before_us, endpoint_states[flight->batch.operation].not_before_us);
 		/* one that only waits for a token or a look is woken by that */
@@ -296,86 +330,36 @@ fini_flight_commit(void)
 	pgstat_report_stat(true);
 }
 
-static bool
-queue_is_empty(void)
+static void
+recover(void *arg)
 {
-	MemoryContext old = CurrentMemoryContext;
-	bool		empty;
+	Recovery   *recovery = arg;
 
-	fini_flight_begin();
-	empty = fini_outbox_groups(old) == NIL;
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-	return empty;
+	fini_outbox_adopt_timeline();
+	recovery->batches = fini_outbox_recover(recovery->context);
 }
 
-/* claim from the first group that gives something, and send it; false: nothing to be had */
+static void
+write_late(void *arg)
+{
+	fini_outbox_write_late();
+}
+
+/* claim something, and send it; false: nothing to be had */
 static bool
 claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 {
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "fini flight", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = CurrentMemoryContext;
-	FiniFlight *flight = MemoryContextAllocZero(context, sizeof(FiniFlight));
-	FiniPermission permission;
-	bool		claimed = false;
-	int64		now = fini_monotonic_us();
+	FiniFlight *flight;
+	MemoryContext old;
 
-	flight->context = context;
-	flight->state = FINI_FLIGHT_READY;
-
-	fini_flight_begin();
-	permission = fini_outbox_may_send();
-	if (permission.armed && !permission.paused)
+	if (!fini_flight_claim(slot, &flight, &next_due_us))
 	{
-		List	   *groups = fini_outbox_groups(context);
-		ListCell   *cell;
-
-		foreach(cell, groups)
-		{
-			FiniGroup  *group = lfirst(cell);
-			FiniEndpointState *endpoint = &endpoint_states[group->operation];
-
-			if (!endpoint->stopped && now >= endpoint->not_before_us &&
-				fini_deadline_allows(slot, group, permission.doubt_below))
-				claimed = claim_group(flight, group);
-			if (claimed)
-				break;
-		}
-	}
-	for (int i = 0; i < flight->batch.count && flight->state == FINI_FLIGHT_READY; i++)
-	{
-		if (flight->batch.members[i].id <= permission.doubt_below)
-		{
-			flight->state = FINI_FLIGHT_DOUBT;
-			flight->doubted = true;
-			fini_outbox_doubt(&flight->batch, NULL);
-		}
-	}
-	if (!claimed)
-	{
-		int64		due = fini_outbox_next_due();
-
-		next_due_us = due < 0 ? 0 : now + due;
 		work = false;
-	}
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-
-	/* a batch that is full says that there is more; one that is not says nothing */
-	if (!claimed)
-		fini_pace_backlog(slot, false);
-	else if (flight->batch.count >= batch_limit(flight->batch.operation))
-		fini_pace_backlog(slot, true);
-
-	/* rows that were refused locally, or put back as something else, are work done as well */
-	if (!claimed)
-	{
-		MemoryContextDelete(context);
 		return false;
 	}
-	if (flight->batch.count == 0)
+	/* rows that were refused locally, or put back as something else, are work done as well */
+	if (flight == NULL)
 	{
-		MemoryContextDelete(context);
 		fini_throttle_cancel(ticket);
 		fini_flight_settled(slot);
 		return true;
@@ -388,25 +372,6 @@ claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 	else
 		send_flight(slot, flight, access, ticket);
 	return true;
-}
-
-/* true when anything was taken out of the queue */
-static bool
-claim_group(FiniFlight *flight, const FiniGroup *group)
-{
-	flight->batch.ipo_id = group->ipo_id;
-	flight->batch.operation = group->operation;
-	flight->batch.count = 0;
-	fini_outbox_claim(&flight->batch, batch_limit(group->operation), flight->context);
-	return flight->batch.members != NULL;
-}
-
-static int
-batch_limit(FiniOperation operation)
-{
-	int			limit = endpoint_states[operation].batch_limit;
-
-	return limit > 0 ? limit : fini_guc_batch_size;
 }
 
 static void
@@ -460,7 +425,8 @@ send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTi
 /*
  * The payload cannot be sealed.  The texts of such errors are our own and quote
  * no values.  As when FINI refuses a whole request, smaller ones follow until
- * the entry at fault is alone.
+ * the entry at fault is alone; but not before an earlier copy, of rows that
+ * could be sealed, has had its time and been looked for.
  */
 static void
 set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message)
@@ -469,10 +435,22 @@ set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message)
 	strlcpy(flight->call->message, message, sizeof(flight->call->message));
 	fini_flight_begin();
 	MemoryContextSwitchTo(flight->context);
-	fini_flight_refuse(flight);
-	fini_outbox_settle(&flight->batch, NULL);
+	if (flight->doubted && !flight->refused)
+	{
+		flight->refused = true;
+		flight->state = FINI_FLIGHT_DOUBT;
+		flight->not_before_us = fini_monotonic_us() + (int64) fini_guc_request_timeout * 1000;
+		fini_outbox_doubt(&flight->batch, flight->call);
+	}
+	else
+	{
+		fini_flight_refuse(flight);
+		fini_outbox_settle(&flight->batch, NULL);
+		flight->batch.count = 0;
+	}
 	fini_flight_commit();
-	fini_flight_end(flight);
+	if (flight->batch.count == 0)
+		fini_flight_end(flight);
 	fini_flight_settled(slot);
 }
 

@@ -22,6 +22,7 @@ typedef enum FiniFlightState
 {
 	FINI_FLIGHT_READY,			/* to be sent as soon as token, throttle and not_before_us allow */
 	FINI_FLIGHT_SENT,
+	FINI_FLIGHT_UNSETTLED,		/* answered, but the database has not taken that yet */
 	FINI_FLIGHT_DOUBT			/* to be found out, not before not_before_us */
 } FiniFlightState;
 
@@ -45,14 +46,17 @@ typedef struct FiniFlight
 	bool		looked_for;		/* part of the scan under way */
 } FiniFlight;
 
-/* take over what a former worker left open; once, before anything is claimed */
-extern void fini_flight_recover(void);
+/* take over what a former worker left open, before anything is claimed; false: to be tried again */
+extern bool fini_flight_recover(FiniSlotShared *slot);
 
 /* may anything be sent, by what the database says? */
 extern bool fini_flight_may_send(void);
 
 /* outcomes that a table would not take when it was time */
-extern void fini_flight_write_late(void);
+extern void fini_flight_write_late(FiniSlotShared *slot);
+
+/* answers that the database would not take when they came */
+extern void fini_flight_settle_late(FiniSlotShared *slot);
 
 /* send what is ready and claim what can be claimed */
 extern void fini_flight_dispatch(FiniSlotShared *slot);
@@ -92,6 +96,17 @@ extern List *fini_flight_list(void);
 /* for find.c: a look has ended; members that were found have their state, the others were absent */
 extern void fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight);
 
+/*
+ * For flight.c: claim what makes a request; false when nothing was taken out
+ * of the queue, and when it is worth another try (0: when something comes).
+ * *flight is NULL when nothing of it is to be sent.
+ */
+extern bool fini_flight_claim(FiniSlotShared *slot, FiniFlight **flight, int64 *next_due_us);
+extern bool fini_flight_queue_is_empty(void);
+
+/* for flight.c: write what became of a request that was answered; what the database refuses stays unsettled */
+extern void fini_flight_conclude(FiniSlotShared *slot, FiniFlight *flight);
+
 /* for flight.c and flight_end.c: the flight whose request this is, NULL when it is none */
 extern FiniFlight *fini_flight_of(const FiniHttpRequest *http);
 
@@ -101,6 +116,15 @@ extern FiniFlight *fini_flight_of(const FiniHttpRequest *http);
  * are at fault are alone.
  */
 extern void fini_flight_refuse(FiniFlight *flight);
+
+/*
+ * fini_trouble_guard for what concerns one flight: when it fails, the flight
+ * is as before, but for rows that were read again.
+ */
+extern bool fini_flight_guard(FiniSlotShared *slot, FiniFlight *flight, const char *what, void (*body) (void *arg), void *arg);
+
+/* microseconds to wait after so many failures in a row */
+extern int64 fini_flight_pause(int failures);
 
 /* members that have ended leave the batch */
 extern void fini_flight_keep_open_members(FiniFlight *flight);

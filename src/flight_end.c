@@ -1,63 +1,165 @@
 /*
  * flight_end.c
- *		What becomes of a request that was answered, or looked for.
+ *		What becomes of a request that was answered, or not.
  *
  * A request is always in one of three conditions: certainly not processed
  * (then it goes again under the same request ID, after a pause), processed
  * (then each entry has an outcome), or in doubt (then find.c looks for it, and
- * what is absent goes again under the same request ID, so that a first copy
- * still on its way and the second cannot both count).  What has once been in
- * doubt keeps its request ID until nothing of it can count any more.
+ * flight_looked.c has what follows).
+ *
+ * All of it is one transaction.  Should the database refuse that, the answer is
+ * kept, and written when it can be.
  */
 #include "postgres.h"
 
-#include "common/pg_prng.h"
 #include "utils/memutils.h"
 
+#include "backoff.h"
 #include "compat.h"
 #include "deadline.h"
 #include "error.h"
 #include "flight.h"
 #include "pace.h"
 #include "settings.h"
+#include "trouble.h"
 
-#define MIN_PAUSE_US		INT64CONST(200000)
-#define MAX_PAUSE_US		INT64CONST(30000000)
-#define ABSENCES_FOR_NEW_ID	2
+#define MIN_PAUSE_US	INT64CONST(200000)
+#define MAX_PAUSE_US	INT64CONST(30000000)
 
+typedef struct Ending
+{
+	FiniSlotShared *slot;
+	FiniFlight *flight;
+} Ending;
+
+static void conclude(void *arg);
+static void tell(FiniSlotShared *slot, const FiniCall *call, const FiniEndpointState *endpoint);
 static void take_outcomes(FiniFlight *flight);
 static FiniMember *member_of_entry(FiniFlight *flight, const FiniAnswerEntry *entry);
 static JsonbContainer *entry_sent(FiniFlight *flight, int index);
 static void put_back(FiniFlight *flight, const char *code, const char *message);
 static void pause_flight(FiniFlight *flight, FiniEndpointState *endpoint);
 static void give_up_after_limit(FiniFlight *flight);
-static bool is_lost(const FiniFlight *flight);
-static void give_up_lost(FiniFlight *flight);
-static int64 pause_after(int failures);
-static bool judge_late(FiniFlight *flight);
-static bool must_look_again(FiniFlight *flight);
 
 bool
 fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 {
 	FiniFlight *flight = fini_flight_of(http);
-	FiniEndpointState *endpoint;
-	FiniCall   *call;
 	MemoryContext old;
 
 	if (flight == NULL)
 		return false;
 
-	call = flight->call;
-	endpoint = fini_flight_endpoint(flight->batch.operation);
-	old = MemoryContextSwitchTo(flight->context);
-
 	/* opening the answer may have to look up an encoding conversion */
 	fini_flight_begin();
+	old = MemoryContextSwitchTo(flight->context);
+	fini_call_finish(flight->call, slot);
+	fini_flight_commit();
+	MemoryContextSwitchTo(old);
+	fini_pace_request(slot, &flight->call->ticket);
+	flight->state = FINI_FLIGHT_UNSETTLED;
+	fini_flight_conclude(slot, flight);
+	return true;
+}
+
+void
+fini_flight_conclude(FiniSlotShared *slot, FiniFlight *flight)
+{
+	FiniEndpointState *endpoint = fini_flight_endpoint(flight->batch.operation);
+	FiniEndpointState endpoint_before = *endpoint;
+	Ending		ending = {.slot = slot, .flight = flight};
+
+	if (!fini_flight_guard(slot, flight, "settle request", conclude, &ending))
+	{
+		*endpoint = endpoint_before;
+		return;
+	}
+	tell(slot, flight->call, endpoint);
+	if (flight->batch.count == 0)
+		fini_flight_end(flight);
+	fini_flight_settled(slot);
+}
+
+bool
+fini_flight_guard(FiniSlotShared *slot, FiniFlight *flight, const char *what, void (*body) (void *arg), void *arg)
+{
+	char		doing[FINI_TROUBLE_NAME];
+	FiniFlight	flight_before = *flight;
+	Size		size = sizeof(FiniMember) * flight->batch.count;
+	FiniMember *members;
+	bool		done;
+
+	snprintf(doing, sizeof(doing), "%s %s", what, flight->batch.request_id);
+	if (fini_trouble_waits(doing))
+		return false;
+	members = MemoryContextAlloc(flight->context, Max(1, size));
+	memcpy(members, flight->batch.members, size);
+	done = fini_trouble_guard(slot, doing, body, arg);
+	if (!done)
+	{
+		MemoryContext rows = flight->rows;
+
+		*flight = flight_before;
+		flight->rows = rows;
+		memcpy(flight->batch.members, members, size);
+	}
+	pfree(members);
+	return done;
+}
+
+/*
+ * The whole request was refused and nothing processed.  One entry alone is
+ * rejected for good; several go again in smaller requests, until those that
+ * are at fault are alone.
+ */
+void
+fini_flight_refuse(FiniFlight *flight)
+{
+	FiniCall   *call = flight->call;
+	FiniEndpointState *endpoint = fini_flight_endpoint(flight->batch.operation);
+
+	endpoint->batch_limit = Max(1, flight->batch.count / 2);
+	if (flight->batch.count > 1)
+		put_back(flight, call->code, call->message);
+	else
+	{
+		flight->batch.members[0].state = "rejected";
+		flight->batch.members[0].error_code = call->code;
+		flight->batch.members[0].error_message = call->message;
+	}
+}
+
+int64
+fini_flight_pause(int failures)
+{
+	return fini_backoff_us(failures, MIN_PAUSE_US, MAX_PAUSE_US);
+}
+
+void
+fini_flight_keep_open_members(FiniFlight *flight)
+{
+	int			n = 0;
+
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		if (flight->batch.members[i].state == NULL)
+			flight->batch.members[n++] = flight->batch.members[i];
+	}
+	flight->batch.count = n;
+}
+
+/* what the answer, or its absence, means for each member; may be undone and repeated */
+static void
+conclude(void *arg)
+{
+	Ending	   *ending = arg;
+	FiniSlotShared *slot = ending->slot;
+	FiniFlight *flight = ending->flight;
+	FiniEndpointState *endpoint = fini_flight_endpoint(flight->batch.operation);
+	FiniCall   *call = flight->call;
+
 	MemoryContextSwitchTo(flight->context);
-	fini_call_finish(call, slot);
 	flight->state = FINI_FLIGHT_READY;
-	fini_pace_request(slot, &call->ticket);
 	if (call->verdict == FINI_VERDICT_PROCESSED)
 		take_outcomes(flight);
 
@@ -102,7 +204,6 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 			break;
 		case FINI_VERDICT_STOP:
 			endpoint->stopped = true;
-			fini_shared_endpoint_stopped(slot, call->endpoint);
 			if (flight->doubted)
 			{
 				/* an earlier copy may still count: it keeps its request ID */
@@ -115,13 +216,6 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 				fini_outbox_settle(&flight->batch, call);
 				flight->batch.count = 0;
 			}
-			fini_shared_note_error(slot, psprintf("%s stopped, code %s: %s", fini_endpoint(call->endpoint)->name,
-												  call->code, call->message));
-			ereport(LOG,
-					(errcode(FINI_ERRCODE_NOT_ENTITLED),
-					 errmsg("fini: stopped using %s", fini_endpoint(call->endpoint)->name),
-					 errdetail("HTTP status %d, code %s: %s", call->http_status, call->code, call->message),
-					 errhint("Its operations stay queued. Mend the cause and call fini.resume().")));
 			break;
 		case FINI_VERDICT_DOUBT:
 			flight->state = FINI_FLIGHT_DOUBT;
@@ -136,7 +230,7 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 				flight->absences = 0;
 			}
 			flight->failures++;
-			flight->not_before_us = flight->taken ? fini_monotonic_us() + pause_after(flight->failures) : 0;
+			flight->not_before_us = flight->taken ? fini_monotonic_us() + fini_flight_pause(flight->failures) : 0;
 			fini_outbox_doubt(&flight->batch, call);
 			fini_shared_note_error(slot, psprintf("%s in doubt, code %s: %s", fini_endpoint(call->endpoint)->name,
 												  call->code, call->message));
@@ -156,128 +250,34 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 			flight->failures++;
 			pause_flight(flight, endpoint);
 			fini_outbox_postponed(&flight->batch, call);
-			if (endpoint->failures == 1)
-				ereport(LOG,
-						(errcode(FINI_ERRCODE_TRANSPORT),
-						 errmsg("fini: %s is not to be had now", fini_endpoint(call->endpoint)->name),
-						 errdetail("HTTP status %d, code %s: %s", call->http_status, call->code, call->message)));
 			fini_shared_note_error(slot, psprintf("%s not to be had, code %s: %s", fini_endpoint(call->endpoint)->name,
 												  call->code, call->message));
 			give_up_after_limit(flight);
 			break;
 	}
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-	if (flight->batch.count == 0)
-		fini_flight_end(flight);
-	fini_flight_settled(slot);
-	return true;
 }
 
-void
-fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
+/* what the operator is to know, once it is settled; may be all there is left of the flight */
+static void
+tell(FiniSlotShared *slot, const FiniCall *call, const FiniEndpointState *endpoint)
 {
-	MemoryContext old = MemoryContextSwitchTo(flight->context);
-	char		request_id[FINI_REQUEST_ID_LEN + 1];
-	bool		again = false;
+	const char *name = fini_endpoint(call->endpoint)->name;
 
-	fini_flight_begin();
-	fini_outbox_settle(&flight->batch, NULL);
-	fini_flight_keep_open_members(flight);
-	if (flight->batch.count > 0)
+	if (call->verdict == FINI_VERDICT_STOP)
 	{
-		/* absent: what is sent now is what the rows say now */
-		if (flight->rows == NULL)
-			flight->rows = AllocSetContextCreate(flight->context, "fini flight rows", ALLOCSET_DEFAULT_SIZES);
-		MemoryContextReset(flight->rows);
-		fini_outbox_read_rows(&flight->batch, flight->rows);
-		if (fini_deadline_left(slot, flight->batch.ipo_id) <= 0)
-			again = judge_late(flight);
-		again = must_look_again(flight) || again;
-		fini_outbox_settle(&flight->batch, NULL);
-		fini_outbox_missed(&flight->batch);
-		fini_flight_keep_open_members(flight);
+		fini_shared_endpoint_stopped(slot, call->endpoint);
+		fini_shared_note_error(slot, psprintf("%s stopped, code %s: %s", name, call->code, call->message));
+		ereport(LOG,
+				(errcode(FINI_ERRCODE_NOT_ENTITLED),
+				 errmsg("fini: stopped using %s", name),
+				 errdetail("HTTP status %d, code %s: %s", call->http_status, call->code, call->message),
+				 errhint("Its operations stay queued. Mend the cause and call fini.resume().")));
 	}
-	if (flight->batch.count > 0 && !again && flight->failures >= fini_guc_max_attempts)
-	{
-		/* a gateway that answers nothing but doubt; a last copy may still be on its way */
-		again = !flight->looked_in_vain;
-		flight->looked_in_vain = true;
-		if (!again)
-			give_up_lost(flight);
-	}
-	if (flight->batch.count > 0 && !again)
-	{
-		strlcpy(request_id, flight->batch.request_id, sizeof(request_id));
-		flight->absences++;
-		if (is_lost(flight))
-		{
-			if (flight->answered || flight->renewed)
-				give_up_lost(flight);
-			else
-			{
-				/* it cannot count any more, and did not: under a new ID, once */
-				fini_envelope_request_id(request_id);
-				flight->renewed = true;
-				flight->taken = false;
-				flight->absences = 0;
-			}
-		}
-	}
-	if (flight->batch.count > 0 && !again)
-	{
-		fini_outbox_resend(&flight->batch, request_id);
-		strlcpy(flight->batch.request_id, request_id, sizeof(request_id));
-	}
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-
-	if (flight->call != NULL)
-		fini_call_free(flight->call);
-	flight->call = NULL;
-	flight->looked_for = false;
-	flight->state = again ? FINI_FLIGHT_DOUBT : FINI_FLIGHT_READY;
-	/* a gateway that leaves every request in doubt is not asked in a tight loop */
-	flight->not_before_us = again ? fini_monotonic_us() + (int64) fini_guc_request_timeout * 1000 :
-		flight->failures > 1 ? fini_monotonic_us() + pause_after(flight->failures) : 0;
-	if (flight->batch.count == 0)
-		fini_flight_end(flight);
-	fini_flight_settled(slot);
-}
-
-/*
- * The whole request was refused and nothing processed.  One entry alone is
- * rejected for good; several go again in smaller requests, until those that
- * are at fault are alone.
- */
-void
-fini_flight_refuse(FiniFlight *flight)
-{
-	FiniCall   *call = flight->call;
-	FiniEndpointState *endpoint = fini_flight_endpoint(flight->batch.operation);
-
-	endpoint->batch_limit = Max(1, flight->batch.count / 2);
-	if (flight->batch.count > 1)
-		put_back(flight, call->code, call->message);
-	else
-	{
-		flight->batch.members[0].state = "rejected";
-		flight->batch.members[0].error_code = call->code;
-		flight->batch.members[0].error_message = call->message;
-	}
-}
-
-void
-fini_flight_keep_open_members(FiniFlight *flight)
-{
-	int			n = 0;
-
-	for (int i = 0; i < flight->batch.count; i++)
-	{
-		if (flight->batch.members[i].state == NULL)
-			flight->batch.members[n++] = flight->batch.members[i];
-	}
-	flight->batch.count = n;
+	else if (call->verdict == FINI_VERDICT_LATER && endpoint->failures == 1)
+		ereport(LOG,
+				(errcode(FINI_ERRCODE_TRANSPORT),
+				 errmsg("fini: %s is not to be had now", name),
+				 errdetail("HTTP status %d, code %s: %s", call->http_status, call->code, call->message)));
 }
 
 /* give each member that the answer accounts for its outcome; the first account counts */
@@ -373,7 +373,7 @@ pause_flight(FiniFlight *flight, FiniEndpointState *endpoint)
 	int64		pause;
 
 	endpoint->failures++;
-	pause = Max(pause_after(endpoint->failures), flight->call->retry_after_us);
+	pause = Max(fini_flight_pause(endpoint->failures), flight->call->retry_after_us);
 	endpoint->not_before_us = Max(endpoint->not_before_us, fini_monotonic_us() + pause);
 	flight->not_before_us = endpoint->not_before_us;
 }
@@ -399,85 +399,4 @@ give_up_after_limit(FiniFlight *flight)
 	}
 	fini_outbox_settle(&flight->batch, flight->call);
 	flight->batch.count = 0;
-}
-
-/*
- * FINI says that it has taken this request, but shows no trace of it, however
- * often we look, and for longer than a request can take.
- */
-static bool
-is_lost(const FiniFlight *flight)
-{
-	return flight->taken && flight->absences >= ABSENCES_FOR_NEW_ID &&
-		fini_monotonic_us() - flight->taken_us >= (int64) fini_guc_request_timeout * 1000;
-}
-
-/* sending it once more could make a second application of one that we only fail to see */
-static void
-give_up_lost(FiniFlight *flight)
-{
-	for (int i = 0; i < flight->batch.count; i++)
-	{
-		flight->batch.members[i].state = "failed";
-		flight->batch.members[i].error_code = "not_found";
-		flight->batch.members[i].error_message = "FINI may have taken the request but shows no record of it; look there before it is retried";
-	}
-	fini_outbox_settle(&flight->batch, NULL);
-	flight->batch.count = 0;
-}
-
-/* doubling, with jitter so that workers of several databases spread */
-static int64
-pause_after(int failures)
-{
-	int64		pause = Min(MIN_PAUSE_US << Min(failures - 1, 10), MAX_PAUSE_US);
-
-	return (int64) (pause * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
-}
-
-/*
- * Absent, and too late to be sent again: failed, after a second look.  But what
- * FINI says it has taken is looked for as long as without a deadline (true:
- * once more), and must not be called absent when it shows no trace even then.
- */
-static bool
-judge_late(FiniFlight *flight)
-{
-	if (flight->taken)
-	{
-		flight->absences++;
-		if (!is_lost(flight))
-			return true;
-		give_up_lost(flight);
-	}
-	fini_outbox_late(&flight->batch);
-	return false;
-}
-
-/*
- * What a look did not find is not given up, and not put back to go under
- * another request ID, before a second look, as long after the first as a
- * request can take: nothing takes the request ID from a copy that may still
- * be on its way.  A table that cannot be read now may be readable by then.
- */
-static bool
-must_look_again(FiniFlight *flight)
-{
-	bool		again = false;
-
-	if (flight->looked_in_vain)
-		return false;
-	for (int i = 0; i < flight->batch.count; i++)
-	{
-		FiniMember *member = &flight->batch.members[i];
-
-		if (member->state == NULL)
-			continue;
-		member->state = NULL;
-		member->error_code = NULL;
-		member->error_message = NULL;
-		again = true;
-	}
-	flight->looked_in_vain = again;
-	return again;
 }

@@ -22,9 +22,9 @@
  */
 #include "postgres.h"
 
-#include "common/pg_prng.h"
 #include "utils/memutils.h"
 
+#include "backoff.h"
 #include "compat.h"
 #include "entry.h"
 #include "error.h"
@@ -567,11 +567,8 @@ pause_for(const FiniCall *call, bool looking)
 		not_before_us = fini_monotonic_us() + Max(pause_after(failures[looking]), call->retry_after_us);
 }
 
-/* doubling, with jitter so that workers of several databases spread */
 static int64
 pause_after(int n)
 {
-	int64		pause = Min(MIN_PAUSE_US << Min(n - 1, 10), MAX_PAUSE_US);
-
-	return (int64) (pause * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
+	return fini_backoff_us(n, MIN_PAUSE_US, MAX_PAUSE_US);
 }

@@ -264,6 +264,14 @@ fini_throttle_hold(int64 duration_us)
 	LWLockRelease(throttle_lock);
 }
 
+void
+fini_throttle_resume(void)
+{
+	LWLockAcquire(throttle_lock, LW_EXCLUSIVE);
+	companies[find_company(fini_monotonic_us())].held_until = 0;
+	LWLockRelease(throttle_lock);
+}
+
 int
 fini_throttle_in_use(int64 *held_us)
 {

@@ -65,4 +65,7 @@ extern int64 fini_throttle_forecast(int limit, int64 window_us, int64 held_us, i
 /* the gateway said 429: nobody of the company sends for this long */
 extern void fini_throttle_hold(int64 duration_us);
 
+/* fini.resume: that is over now */
+extern void fini_throttle_resume(void);
+
 #endif							/* FINI_THROTTLE_H */

@@ -68,6 +68,9 @@ extern int64 fini_token_clock_ms(void);
 /* fits, and can stand in a header */
 extern bool fini_token_plausible(const char *token);
 
+/* for the worker: fini.resume, so nothing waits for its pause to end */
+extern void fini_token_resume(void);
+
 /* for the worker: the last fetch failed and why, into a palloc'd text; NULL when it went well */
 extern char *fini_token_failure(FiniSlotShared *slot);
 

@@ -10,12 +10,12 @@
 
 #include <sys/time.h>
 
-#include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "answer.h"
+#include "backoff.h"
 #include "call.h"
 #include "compat.h"
 #include "envelope.h"
@@ -44,7 +44,7 @@ typedef struct Fetch
 
 static Fetch fetch;
 /* of the token and of the key: that one is to be had says nothing of the other */
-static int64 backoff_us[2];
+static int	failures[2];		/* in a row */
 static int64 not_before_us[2];
 
 static bool start_fetch(FiniSlotShared *slot, bool for_key);
@@ -139,7 +139,7 @@ fini_token_settings_changed(FiniSlotShared *slot)
 		fini_throttle_give_back(&fetch.ticket);
 		end_fetch();
 	}
-	memset(backoff_us, 0, sizeof(backoff_us));
+	memset(failures, 0, sizeof(failures));
 	memset(not_before_us, 0, sizeof(not_before_us));
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
 	if (memcmp(slot->fingerprint, fingerprint, sizeof(fingerprint)) != 0)
@@ -153,6 +153,12 @@ fini_token_settings_changed(FiniSlotShared *slot)
 	}
 	LWLockRelease(fini_shared_slot_lock(slot));
 	ConditionVariableBroadcast(&slot->changed);
+}
+
+void
+fini_token_resume(void)
+{
+	memset(not_before_us, 0, sizeof(not_before_us));
 }
 
 void
@@ -421,11 +427,9 @@ take_key(FiniSlotShared *slot)
 static void
 fail(FiniSlotShared *slot, int sqlstate, const char *error, const char *detail)
 {
-	int64	   *backoff = &backoff_us[fetch.for_key];
+	int			n = ++failures[fetch.for_key];
 
-	*backoff = Min(Max(*backoff * 2, MIN_BACKOFF_US), MAX_BACKOFF_US);
-	not_before_us[fetch.for_key] = fini_monotonic_us() +
-		(int64) (*backoff * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
+	not_before_us[fetch.for_key] = fini_monotonic_us() + fini_backoff_us(n, MIN_BACKOFF_US, MAX_BACKOFF_US);
 
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
 	slot->fetch_serial++;
@@ -437,7 +441,7 @@ fail(FiniSlotShared *slot, int sqlstate, const char *error, const char *detail)
 	ConditionVariableBroadcast(&slot->changed);
 
 	/* once for each run of failures */
-	if (*backoff == MIN_BACKOFF_US)
+	if (n == 1)
 		ereport(LOG,
 				(errcode(sqlstate),
 				 errmsg("fini: %s", error),
@@ -447,7 +451,8 @@ fail(FiniSlotShared *slot, int sqlstate, const char *error, const char *detail)
 static void
 succeed(FiniSlotShared *slot)
 {
-	backoff_us[fetch.for_key] = not_before_us[fetch.for_key] = 0;
+	failures[fetch.for_key] = 0;
+	not_before_us[fetch.for_key] = 0;
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
 	slot->fetch_serial++;
 	slot->fetch_sqlstate = 0;

@@ -56,7 +56,9 @@
 #include "reconcile_worker.h"
 #include "settings.h"
 #include "shared.h"
+#include "throttle.h"
 #include "token.h"
+#include "trouble.h"
 #include "version.h"
 #include "wait.h"
 #include "worker.h"
@@ -251,7 +253,7 @@ run(void)
 			if (fits)
 			{
 				may_send = fini_flight_may_send();
-				fini_flight_write_late();
+				fini_flight_write_late(slot);
 				fini_deadline_look(slot);
 				fini_flight_work_arrived();
 				fini_funding_work_arrived();
@@ -269,10 +271,15 @@ run(void)
 		{
 			if (!recovered)
 			{
-				fini_flight_recover();
-				fini_funding_recover();
-				recovered = true;
+				recovered = fini_flight_recover(slot);
+				if (recovered)
+					fini_funding_recover();
 			}
+		}
+		if (recovered)
+			fini_flight_settle_late(slot);
+		if (may_send && recovered)
+		{
 			fini_find_service(slot);
 			fini_funding_dispatch(slot);
 			fini_reconcile_service(slot, true);
@@ -284,6 +291,7 @@ run(void)
 			timeout = shortest(timeout, fini_funding_timeout());
 			timeout = shortest(timeout, fini_reconcile_timeout());
 		}
+		timeout = shortest(timeout, fini_trouble_timeout());
 		quiet = fini_flight_count() == 0 && fini_http_running() == 0;
 		set_state(!fits ? FINI_WORKER_WAITING : quiet ? FINI_WORKER_IDLE : FINI_WORKER_BUSY);
 
@@ -499,6 +507,10 @@ take_requests(void)
 {
 	if (pg_atomic_exchange_u32(&slot->resume, 0) != 0)
 	{
+		fini_trouble_resume();
+		fini_throttle_resume();
+		fini_token_resume();
+		fini_find_resume();
 		fini_flight_resume_endpoints();
 		fini_funding_resume();
 		fini_shared_endpoints_resumed(slot);

@@ -76,7 +76,7 @@ gw_api_finish(Request *request, Reply *reply)
 	gw_stats_request(call.name);
 	gw_clock_sleep(gw_settings.latency_ms);
 
-	call.fault = gw_fault_pick(call.name, STAGE_BEFORE);
+	call.fault = gw_fault_pick(call.name, &request->body, STAGE_BEFORE);
 	if (call.fault.action != FAULT_NONE)
 		gw_fault_before(&call.fault, reply);
 	else if (admitted(&call) && (!call.endpoint->sealed || sealed_properly(&call)) &&
@@ -180,7 +180,7 @@ run(Call *call)
 			return;
 		}
 	}
-	call->fault = gw_fault_pick(call->name, STAGE_PROCESS);
+	call->fault = gw_fault_pick(call->name, &call->request->body, STAGE_PROCESS);
 	gw_fault_delay(&call->fault);
 	call->endpoint->process(call);
 	gw_fault_after(&call->fault, call->reply);

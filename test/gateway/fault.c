@@ -3,7 +3,8 @@
  *		The list of planted faults, and choosing the one that strikes.
  *
  * At most one fault strikes a call at each stage: the first of the list whose endpoint
- * fits, that is not used up, has nothing left to skip and wins its throw of the dice.
+ * and text in the body fit, that is not used up, has nothing left to skip and wins its throw
+ * of the dice.
  */
 #include "fault.h"
 
@@ -18,7 +19,8 @@ typedef struct Planted
 {
 	FaultAction action;
 	json_t	   *arguments;		/* as given */
-	const char *endpoint;		/* inside arguments */
+	const char *endpoint;		/* inside arguments, as is match */
+	const char *match;			/* NULL, or what the body has to contain */
 	json_int_t	left;			/* -1: for ever */
 	json_int_t	skip;
 	double		probability;
@@ -27,6 +29,7 @@ typedef struct Planted
 
 static bool check_one(const json_t *item, Planted *planted, const char **problem);
 static bool fits(const char *pattern, const char *endpoint);
+static bool contains(const Buf *body, const char *text);
 static double dice(void);
 static FaultStage stage_of(FaultAction action);
 
@@ -88,6 +91,7 @@ gw_fault_plant(const json_t *list, const char **problem)
 	{
 		more[i].arguments = json_deep_copy(more[i].arguments);
 		more[i].endpoint = gw_json_string(more[i].arguments, "endpoint");
+		more[i].match = gw_json_string(more[i].arguments, "match");
 		planted[nplanted++] = more[i];
 	}
 	pthread_mutex_unlock(&lock);
@@ -131,7 +135,7 @@ gw_fault_clear(void)
 
 /* The fault that strikes now (counted as a hit), or FAULT_NONE. */
 Fault
-gw_fault_pick(const char *endpoint, FaultStage stage)
+gw_fault_pick(const char *endpoint, const Buf *body, FaultStage stage)
 {
 	Fault		fault = {FAULT_NONE, NULL};
 	size_t		i;
@@ -141,7 +145,8 @@ gw_fault_pick(const char *endpoint, FaultStage stage)
 	{
 		Planted    *one = &planted[i];
 
-		if (one->left == 0 || stage_of(one->action) != stage || !fits(one->endpoint, endpoint))
+		if (one->left == 0 || stage_of(one->action) != stage || !fits(one->endpoint, endpoint) ||
+			(one->match != NULL && !contains(body, one->match)))
 			continue;
 		if (one->skip > 0)
 		{
@@ -246,6 +251,12 @@ fits(const char *pattern, const char *endpoint)
 	if (len > 0 && pattern[len - 1] == '*')
 		return strncmp(pattern, endpoint, len - 1) == 0;
 	return strcmp(pattern, endpoint) == 0;
+}
+
+static bool
+contains(const Buf *body, const char *text)
+{
+	return body->len > 0 && strstr(body->data, text) != NULL;
 }
 
 static double

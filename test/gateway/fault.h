@@ -38,7 +38,7 @@ extern bool gw_fault_plant(const json_t *list, const char **problem);
 extern json_t *gw_fault_list(void);
 extern void gw_fault_clear(void);
 
-extern Fault gw_fault_pick(const char *endpoint, FaultStage stage);
+extern Fault gw_fault_pick(const char *endpoint, const Buf *body, FaultStage stage);
 extern void gw_fault_release(Fault *fault);
 extern void gw_fault_before(const Fault *fault, Reply *reply);
 extern void gw_fault_delay(const Fault *fault);

@@ -4,8 +4,8 @@
 #	use Test::More;
 #
 #	my $fini = FiniTest->armed_cluster;				# gateway, cluster, create extension, fini.arm()
-#	$fini->sql(q{select fini.create_subscription_table('applications')});
-#	...
+#	$fini->new_table('applications');
+#	$fini->insert_rows('applications', 'A', 1000);
 #	$fini->wait_done;
 #	is($fini->stats->{accepted}, 1000, 'all accepted');
 #	done_testing();
@@ -164,6 +164,25 @@ sub wait_for
 		sleep $pause;
 		$pause = $pause * 1.5 > 0.25 ? 0.25 : $pause * 1.5;
 	}
+}
+
+# create and attach tables with the standard columns
+sub new_table
+{
+	my ($self, @tables) = @_;
+	$self->sql("select fini.create_subscription_table('$_'); select fini.attach('$_')") for @tables;
+	return;
+}
+
+# $n good rows with the own_refs ${prefix}1, ${prefix}2, ...; ipo: 1234
+sub insert_rows
+{
+	my ($self, $table, $prefix, $n, $ipo, %opt) = @_;
+	$ipo //= '1234';
+	$self->sql(qq{
+		insert into $table (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng)
+		select '$prefix' || i, '$ipo', 1000, 'PASSPORT', 'GB', 'P' || i, 'Name ' || i from generate_series(1, $n) i}, %opt);
+	return;
 }
 
 # wait until nothing is open any more, for one IPO or all

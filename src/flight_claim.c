@@ -1,0 +1,177 @@
+/*
+ * flight_claim.c
+ *		Which operations make the next request.
+ *
+ * The first group (IPO and operation) that may be sent and gives something.
+ * A group that already has as many requests on their way, in doubt or waiting
+ * to be sent again as may be under way at once gets no further ones: it must
+ * not take the others' places.  Nor does one whose claim the database refused
+ * hold up the others.
+ */
+#include "postgres.h"
+
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "deadline.h"
+#include "flight.h"
+#include "pace.h"
+#include "settings.h"
+#include "trouble.h"
+
+typedef struct Claim
+{
+	FiniSlotShared *slot;
+	FiniFlight *flight;
+	char		doing[FINI_TROUBLE_NAME];
+	bool		claimed;		/* anything was taken out of the queue */
+	bool		passed_over;	/* a group that the database has refused lately */
+	int64		next_due_us;
+} Claim;
+
+static void claim(void *arg);
+static bool may_claim(const Claim *claim, const FiniGroup *group, int64 doubt_below, int64 now);
+static int	flights_of(const FiniGroup *group);
+static bool claim_group(FiniFlight *flight, const FiniGroup *group);
+static int	batch_limit(FiniOperation operation);
+
+bool
+fini_flight_queue_is_empty(void)
+{
+	MemoryContext old = CurrentMemoryContext;
+	bool		empty;
+
+	fini_flight_begin();
+	empty = fini_outbox_groups(old) == NIL;
+	fini_flight_commit();
+	MemoryContextSwitchTo(old);
+	return empty;
+}
+
+bool
+fini_flight_claim(FiniSlotShared *slot, FiniFlight **dst, int64 *next_due_us)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "fini flight", ALLOCSET_DEFAULT_SIZES);
+	FiniFlight *flight = MemoryContextAllocZero(context, sizeof(FiniFlight));
+	Claim		what = {.slot = slot, .flight = flight, .doing = "claim operations"};
+	bool		done;
+
+	flight->context = context;
+	flight->state = FINI_FLIGHT_READY;
+	*dst = NULL;
+	done = fini_trouble_guard(slot, what.doing, claim, &what);
+
+	/* a batch that is full says that there is more; one that is not says nothing */
+	if (!done || !what.claimed)
+		fini_pace_backlog(slot, false);
+	else if (flight->batch.count >= batch_limit(flight->batch.operation))
+		fini_pace_backlog(slot, true);
+
+	if (!done || !what.claimed)
+	{
+		*next_due_us = what.next_due_us;
+		if (!done || what.passed_over)
+		{
+			int64		again = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
+
+			*next_due_us = *next_due_us == 0 ? again : Min(*next_due_us, again);
+		}
+	}
+	if (done && flight->batch.count > 0)
+		*dst = flight;
+	else
+		MemoryContextDelete(context);
+	return done && what.claimed;
+}
+
+static void
+claim(void *arg)
+{
+	Claim	   *what = arg;
+	FiniFlight *flight = what->flight;
+	FiniPermission permission = fini_outbox_may_send();
+	int64		now = fini_monotonic_us();
+
+	if (permission.armed && !permission.paused)
+	{
+		ListCell   *cell;
+
+		foreach(cell, fini_outbox_groups(flight->context))
+		{
+			FiniGroup  *group = lfirst(cell);
+			char		doing[FINI_TROUBLE_NAME];
+
+			if (!may_claim(what, group, permission.doubt_below, now))
+				continue;
+			snprintf(doing, sizeof(doing), "claim %s operations of IPO \"%s\"", fini_outbox_operation_name(group->operation), group->ipo_id);
+			if (fini_trouble_waits(doing))
+			{
+				what->passed_over = true;
+				continue;
+			}
+			strlcpy(what->doing, doing, sizeof(what->doing));
+			what->claimed = claim_group(flight, group);
+			if (what->claimed)
+				break;
+		}
+	}
+	for (int i = 0; i < flight->batch.count && flight->state == FINI_FLIGHT_READY; i++)
+	{
+		if (flight->batch.members[i].id <= permission.doubt_below)
+		{
+			flight->state = FINI_FLIGHT_DOUBT;
+			flight->doubted = true;
+			fini_outbox_doubt(&flight->batch, NULL);
+		}
+	}
+	if (!what->claimed)
+	{
+		int64		due = fini_outbox_next_due();
+
+		what->next_due_us = due < 0 ? 0 : now + due;
+	}
+}
+
+static bool
+may_claim(const Claim *claim, const FiniGroup *group, int64 doubt_below, int64 now)
+{
+	FiniEndpointState *endpoint = fini_flight_endpoint(group->operation);
+
+	return !endpoint->stopped && now >= endpoint->not_before_us &&
+		fini_deadline_allows(claim->slot, group, doubt_below) &&
+		flights_of(group) < fini_guc_max_in_flight;
+}
+
+static int
+flights_of(const FiniGroup *group)
+{
+	ListCell   *cell;
+	int			n = 0;
+
+	foreach(cell, fini_flight_list())
+	{
+		const FiniBatch *batch = &((FiniFlight *) lfirst(cell))->batch;
+
+		n += batch->operation == group->operation && strcmp(batch->ipo_id, group->ipo_id) == 0;
+	}
+	return n;
+}
+
+/* true when anything was taken out of the queue */
+static bool
+claim_group(FiniFlight *flight, const FiniGroup *group)
+{
+	flight->batch.ipo_id = group->ipo_id;
+	flight->batch.operation = group->operation;
+	flight->batch.count = 0;
+	fini_outbox_claim(&flight->batch, batch_limit(group->operation), flight->context);
+	return flight->batch.members != NULL;
+}
+
+static int
+batch_limit(FiniOperation operation)
+{
+	int			limit = fini_flight_endpoint(operation)->batch_limit;
+
+	return limit > 0 ? limit : fini_guc_batch_size;
+}

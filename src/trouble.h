@@ -1,0 +1,38 @@
+/*
+ * trouble.h
+ *		Work of the worker that the database refuses: a full disk, a lock held for
+ *		too long, whatever it is.
+ *
+ * Work has a name.  What was refused waits, longer each time, and everything
+ * else goes on; the log has one line for it, fini.status its last error.  The
+ * process goes on as well: the answers that it knows, and the requests that
+ * are under way, would be in doubt without it.
+ */
+#ifndef FINI_TROUBLE_H
+#define FINI_TROUBLE_H
+
+#include "postgres.h"
+
+#include "shared.h"
+
+#define FINI_TROUBLE_NAME	128
+
+/*
+ * Run body(arg) in a transaction of its own, with an SPI connection and a
+ * snapshot.  False when the database refused it, or it has to wait since an
+ * earlier refusal; then what body has changed in memory is the caller's to put
+ * right.  work, FINI_TROUBLE_NAME bytes, completes "could not"; body may make
+ * it more precise.
+ */
+extern bool fini_trouble_guard(FiniSlotShared *slot, char *work, void (*body) (void *arg), void *arg);
+
+/* does work of this name have to wait? */
+extern bool fini_trouble_waits(const char *work);
+
+/* milliseconds until something need not wait any more, -1: nothing waits */
+extern long fini_trouble_timeout(void);
+
+/* fini.resume: nothing waits any more */
+extern void fini_trouble_resume(void);
+
+#endif							/* FINI_TROUBLE_H */
