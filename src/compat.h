@@ -122,4 +122,7 @@ typedef bool FiniCompatUpdateIndexes;
 	index_beginscan((table), (index), (snapshot), (nkeys), 0)
 #endif
 
+/* does a database let sessions in? One that is left from an interrupted DROP DATABASE has a connection limit of its own since 15.4. */
+#define fini_compat_database_is_open(database)	((database)->datallowconn && (database)->datconnlimit != -2)
+
 #endif							/* FINI_COMPAT_H */

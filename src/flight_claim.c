@@ -25,12 +25,11 @@ typedef struct Claim
 	FiniFlight *flight;
 	char		doing[FINI_TROUBLE_NAME];
 	bool		claimed;		/* anything was taken out of the queue */
-	bool		passed_over;	/* a group that the database has refused lately */
-	int64		next_due_us;
+	int64		next_due_us;	/* when it is worth another try; PG_INT64_MAX: when something comes */
 } Claim;
 
 static void claim(void *arg);
-static bool may_claim(const Claim *claim, const FiniGroup *group, int64 doubt_below, int64 now);
+static bool may_claim(Claim *what, const FiniGroup *group, int64 doubt_below, int64 now);
 static int	flights_of(const FiniGroup *group);
 static bool claim_group(FiniFlight *flight, const FiniGroup *group);
 static int	batch_limit(FiniOperation operation);
@@ -53,7 +52,7 @@ fini_flight_claim(FiniSlotShared *slot, FiniFlight **dst, int64 *next_due_us)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "fini flight", ALLOCSET_DEFAULT_SIZES);
 	FiniFlight *flight = MemoryContextAllocZero(context, sizeof(FiniFlight));
-	Claim		what = {.slot = slot, .flight = flight, .doing = "claim operations"};
+	Claim		what = {.slot = slot, .flight = flight, .doing = "claim operations", .next_due_us = PG_INT64_MAX};
 	bool		done;
 
 	flight->context = context;
@@ -67,16 +66,10 @@ fini_flight_claim(FiniSlotShared *slot, FiniFlight **dst, int64 *next_due_us)
 	else if (flight->batch.count >= batch_limit(flight->batch.operation))
 		fini_pace_backlog(slot, true);
 
+	if (!done)
+		what.next_due_us = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
 	if (!done || !what.claimed)
-	{
-		*next_due_us = what.next_due_us;
-		if (!done || what.passed_over)
-		{
-			int64		again = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
-
-			*next_due_us = *next_due_us == 0 ? again : Min(*next_due_us, again);
-		}
-	}
+		*next_due_us = what.next_due_us == PG_INT64_MAX ? 0 : what.next_due_us;
 	if (done && flight->batch.count > 0)
 		*dst = flight;
 	else
@@ -106,7 +99,7 @@ claim(void *arg)
 			snprintf(doing, sizeof(doing), "claim %s operations of IPO \"%s\"", fini_outbox_operation_name(group->operation), group->ipo_id);
 			if (fini_trouble_waits(doing))
 			{
-				what->passed_over = true;
+				what->next_due_us = Min(what->next_due_us, now + Max(1, fini_trouble_timeout()) * 1000);
 				continue;
 			}
 			strlcpy(what->doing, doing, sizeof(what->doing));
@@ -128,18 +121,23 @@ claim(void *arg)
 	{
 		int64		due = fini_outbox_next_due();
 
-		what->next_due_us = due < 0 ? 0 : now + due;
+		if (due >= 0)
+			what->next_due_us = Min(what->next_due_us, now + due);
 	}
 }
 
 static bool
-may_claim(const Claim *claim, const FiniGroup *group, int64 doubt_below, int64 now)
+may_claim(Claim *what, const FiniGroup *group, int64 doubt_below, int64 now)
 {
 	FiniEndpointState *endpoint = fini_flight_endpoint(group->operation);
 
-	return !endpoint->stopped && now >= endpoint->not_before_us &&
-		fini_deadline_allows(claim->slot, group, doubt_below) &&
-		flights_of(group) < fini_guc_max_in_flight;
+	if (endpoint->stopped || !fini_deadline_allows(what->slot, group, doubt_below) ||
+		flights_of(group) >= fini_guc_max_in_flight)
+		return false;
+	if (now >= endpoint->not_before_us)
+		return true;
+	what->next_due_us = Min(what->next_due_us, endpoint->not_before_us);
+	return false;
 }
 
 static int

@@ -231,6 +231,9 @@ conclude(void *arg)
 			}
 			flight->failures++;
 			flight->not_before_us = flight->taken ? fini_monotonic_us() + fini_flight_pause(flight->failures) : 0;
+			/* a gateway that asks for time is not asked questions either */
+			if (call->retry_after_us > 0)
+				flight->not_before_us = Max(flight->not_before_us, fini_monotonic_us() + Min(call->retry_after_us, MAX_PAUSE_US));
 			fini_outbox_doubt(&flight->batch, call);
 			fini_shared_note_error(slot, psprintf("%s in doubt, code %s: %s", fini_endpoint(call->endpoint)->name,
 												  call->code, call->message));

@@ -75,6 +75,7 @@ typedef struct FiniSlotShared
 	uint64		settled_serial; /* grows with every settle, for fini.wait */
 	TimestampTz settled_at;		/* an operation ended */
 	char		worker_version[FINI_MAX_VERSION];	/* of the library that the worker runs */
+	bool		settings_changed;	/* the worker has seen that, and starts again as soon as nothing is under way */
 	uint32		stopped;		/* endpoints not used until fini.resume, as bits 1 << FiniEndpointId */
 
 	/* access token and public key, with the settings they belong to */

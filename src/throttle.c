@@ -38,6 +38,8 @@
 #define MAX_COMPANY		64
 #define IN_USE			PG_INT64_MAX
 #define LONG_AGO		1			/* zero would say that the entry was never used */
+#define WORTH_TELLING_US	INT64CONST(1000000)
+#define TELL_AGAIN_US		INT64CONST(10000000)
 #define EXTRA_COMPANIES 4		/* sessions may try settings of their own */
 
 typedef struct Entry
@@ -79,6 +81,7 @@ static void *map_window(Size size);
 static void read_boot_id(char *dst, Size size);
 static int	find_company(int64 now);
 static void stop_counting(void);
+static void tell_wait(int64 wait);
 static void end_ticket(FiniTicket *ticket, int64 stamp);
 static bool has_turn(const CompanyShared *company, FiniThrottleClass class, int limit, int live, int live_interactive, int64 now);
 static int	share_kept(int limit);
@@ -224,6 +227,7 @@ fini_throttle_wait(FiniTicket *ticket, int max_wait_ms)
 						 errdetail("The next request could leave in " INT64_FORMAT " ms; %d requests are allowed in %d ms.",
 								   wait / 1000, fini_guc_rate_limit, fini_guc_rate_window),
 						 errhint("Try again later; nothing was sent.")));
+			tell_wait(wait);
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 Max(1, Min(wait / 1000 + 1, 1000)), fini_wait_event(FINI_WAIT_THROTTLE));
 			ResetLatch(MyLatch);
@@ -405,6 +409,21 @@ stop_counting(void)
 	if (counted_in >= 0 && companies[counted_in].waiting_interactive > 0)
 		companies[counted_in].waiting_interactive--;
 	counted_in = -1;
+}
+
+/* for how long, to whoever waits; not for every page of a long list */
+static void
+tell_wait(int64 wait)
+{
+	static int64 told_us = 0;
+	int64		now = fini_monotonic_us();
+
+	if (wait < WORTH_TELLING_US || (told_us != 0 && now - told_us < TELL_AGAIN_US))
+		return;
+	told_us = now;
+	ereport(NOTICE,
+			(errmsg("waiting for the throttle: the next request can leave in " INT64_FORMAT " s", (wait + 999999) / 1000000),
+			 errdetail("%d requests are allowed in %d ms.", fini_guc_rate_limit, fini_guc_rate_window)));
 }
 
 static void

@@ -20,6 +20,9 @@
 #include "token.h"
 #include "wait.h"
 
+/* longer than the worker takes to notice a change of settings */
+#define OTHER_SETTINGS_US	INT64CONST(3000000)
+
 static bool copy_fresh(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int64 now);
 static void raise_failure(FiniSlotShared *slot);
 
@@ -33,6 +36,7 @@ fini_token_wait(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int timeou
 	bool		worker_runs;
 	bool		failed;
 	bool		other_settings;
+	int64		other_since_us = 0;
 
 	fini_settings_require();
 	if (fini_token_peek(slot, dst, with_key))
@@ -54,19 +58,23 @@ fini_token_wait(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int timeou
 		LWLockAcquire(lock, LW_SHARED);
 		worker_runs = slot->worker_pid != 0 && slot->worker_state != FINI_WORKER_WAITING;
 		failed = slot->fetch_serial != serial && slot->fetch_sqlstate != 0;
-		other_settings = worker_runs &&
+		other_settings = worker_runs && !slot->settings_changed &&
 			memcmp(slot->fingerprint, fingerprint, sizeof(fingerprint)) != 0;
 		LWLockRelease(lock);
 
 		if (failed && !other_settings)
 			raise_failure(slot);
-		if (left <= 0)
+		if (!other_settings)
+			other_since_us = 0;
+		else if (other_since_us == 0)
+			other_since_us = fini_monotonic_us();
+		if (left <= 0 || (other_settings && fini_monotonic_us() - other_since_us > OTHER_SETTINGS_US))
 		{
 			if (!worker_runs)
 				ereport(ERROR,
 						(errcode(FINI_ERRCODE_NO_WORKER),
 						 errmsg("the fini worker of this database is not running"),
-						 errhint("Look for its last message in the server log.")));
+						 errhint("Look for its last message in the server log. A server whose max_worker_processes is too low says \"too many background workers\" when it starts.")));
 			if (other_settings)
 				ereport(ERROR,
 						(errcode(FINI_ERRCODE_NOT_CONFIGURED),

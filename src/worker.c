@@ -18,18 +18,11 @@
 #include <malloc.h>
 #endif
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
-#include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_extension.h"
-#include "commands/dbcommands.h"
 #include "commands/extension.h"
-#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -38,8 +31,6 @@
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
-#include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/ps_status.h"
@@ -48,6 +39,7 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
+#include "database.h"
 #include "deadline.h"
 #include "find.h"
 #include "flight.h"
@@ -78,11 +70,10 @@ static void claim_slot(void);
 static void release_slot(int code, Datum arg);
 static void watch_for_database(void) pg_attribute_noreturn();
 static void pause_after_failures(void);
-static bool database_exists(const char *name);
-static void prepare_session(void);
 static Oid	find_extension(bool *fits);
 static void tell_versions(void);
-static uint32 database_settings(void);
+static void note_settings_changed(void);
+static void start_again(void) pg_attribute_noreturn();
 static void wait_for_wake(long timeout_ms);
 static void take_requests(void);
 static void run(void) pg_attribute_noreturn();
@@ -144,7 +135,7 @@ fini_worker_main(Datum slot_index)
 
 	fini_shared_set_my_slot(slot);
 	pause_after_failures();
-	prepare_session();
+	fini_database_prepare_session();
 	run();
 }
 
@@ -201,6 +192,7 @@ run(void)
 	bool		fits = false;
 	int64		looked_us = 0;
 	uint32		settings = 0;
+	bool		settings_changed = false;
 	Oid			extension = InvalidOid;
 	MemoryContext loop_context = AllocSetContextCreate(TopMemoryContext, "fini worker loop", ALLOCSET_DEFAULT_SIZES);
 
@@ -240,15 +232,14 @@ run(void)
 				wait_for_wake(LOOK_MS);
 				continue;
 			}
-			settings_now = database_settings();
-			if (settings != 0 && settings_now != settings && fini_flight_sent() == 0 && !fini_find_busy() && !fini_funding_busy())
-			{
-				ereport(LOG,
-						(errmsg("fini: settings of database \"%s\" changed, the worker starts again", slot->database)));
-				proc_exit(1);
-			}
+			settings_now = fini_database_settings();
 			if (settings == 0)
 				settings = settings_now;
+			else if (settings_now != settings && !settings_changed)
+			{
+				settings_changed = true;
+				note_settings_changed();
+			}
 			looked_us = fini_monotonic_us();
 			if (fits)
 			{
@@ -278,7 +269,9 @@ run(void)
 		}
 		if (recovered)
 			fini_flight_settle_late(slot);
-		if (may_send && recovered)
+		if (settings_changed && fini_flight_sent() == 0 && !fini_find_busy() && !fini_funding_busy())
+			start_again();
+		if (may_send && recovered && !settings_changed)
 		{
 			fini_find_service(slot);
 			fini_funding_dispatch(slot);
@@ -333,6 +326,7 @@ claim_slot(void)
 	slot->worker_state = FINI_WORKER_WAITING;
 	slot->worker_started_at = GetCurrentTimestamp();
 	strlcpy(slot->worker_version, fini_version_library(), sizeof(slot->worker_version));
+	slot->settings_changed = false;
 	slot->stopped = 0;
 	LWLockRelease(fini_shared_slot_lock(slot));
 	before_shmem_exit(release_slot, 0);
@@ -357,15 +351,15 @@ release_slot(int code, Datum arg)
 
 /*
  * The last attempt to connect failed, most likely because there is no such
- * database.  Look at the shared catalogs until it is there, quietly; then end,
- * for a process can connect to one database only.
+ * database, or it lets nobody in.  Look at the shared catalogs until that has
+ * changed, quietly; then end, for a process can connect to one database only.
  */
 static void
 watch_for_database(void)
 {
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_activity(STATE_IDLE, "waiting for the database");
-	while (!database_exists(slot->database))
+	while (!fini_database_is_open(slot->database))
 		wait_for_wake(WATCH_MS);
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
 	slot->database_seen = true;
@@ -388,43 +382,6 @@ pause_after_failures(void)
 	LWLockRelease(fini_shared_slot_lock(slot));
 	if (failures > 3)
 		wait_for_wake(Min(MAX_PAUSE_MS, 500 << Min(failures - 3, 6)));
-}
-
-static bool
-database_exists(const char *name)
-{
-	bool		exists;
-
-	StartTransactionCommand();
-	exists = OidIsValid(get_database_oid(name, true));
-	CommitTransactionCommand();
-	return exists;
-}
-
-/* settings of the session that our SQL and the outcomes' texts rely on */
-static void
-prepare_session(void)
-{
-	static const char *const settings[][2] = {
-		{"search_path", "pg_catalog, pg_temp"},
-		{"application_name", "fini worker"},
-		{"DateStyle", "ISO, YMD"},
-		{"IntervalStyle", "postgres"},
-		{"extra_float_digits", "1"},
-		{"bytea_output", "hex"},
-		{"statement_timeout", "0"},
-		{"lock_timeout", "5s"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_isolation", "read committed"},
-	};
-
-	for (size_t i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-
-	/* a claim must be on disk before its first byte leaves, whatever the users make do with */
-	if (synchronous_commit < SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
-		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /* the extension, and whether its objects are of this library's version */
@@ -462,31 +419,25 @@ tell_versions(void)
 					 slot->database)));
 }
 
-/* a hash over what ALTER DATABASE ... SET says of this database; never 0 */
-static uint32
-database_settings(void)
+/* sessions that have the new ones wait until we have them, too */
+static void
+note_settings_changed(void)
 {
-	uint32		hash = 1;
-	Relation	rel;
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
+	ereport(LOG,
+			(errmsg("fini: settings of database \"%s\" changed, the worker starts again", slot->database)));
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->settings_changed = true;
+	LWLockRelease(fini_shared_slot_lock(slot));
+}
 
-	StartTransactionCommand();
-	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
-	ScanKeyInit(&key, Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(MyDatabaseId));
-	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 1, &key);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		if (((Form_pg_db_role_setting) GETSTRUCT(tuple))->setrole == InvalidOid)
-			hash = hash_combine(hash, hash_bytes((unsigned char *) tuple->t_data + tuple->t_data->t_hoff,
-												 tuple->t_len - tuple->t_data->t_hoff));
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	CommitTransactionCommand();
-	return hash != 0 ? hash : 1;
+/* for a process has ALTER DATABASE ... SET from its start; not a failure, so the next one pauses for nothing */
+static void
+start_again(void)
+{
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
+	slot->starts = 0;
+	LWLockRelease(fini_shared_slot_lock(slot));
+	proc_exit(1);
 }
 
 static void

@@ -17,10 +17,12 @@
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
 
+#include "backoff.h"
 #include "http.h"
 
 PG_MODULE_MAGIC;
 
+PG_FUNCTION_INFO_V1(fini_test_backoff);
 PG_FUNCTION_INFO_V1(fini_test_http);
 PG_FUNCTION_INFO_V1(fini_test_perform);
 PG_FUNCTION_INFO_V1(fini_test_abandon);
@@ -33,6 +35,13 @@ static FiniHttpRequest *make_request(const char *url, const char *body, int max_
 static int	text_array(ArrayType *array, char ***values);
 static void append_result(StringInfo out, const FiniHttpRequest *req, int index);
 static void start_and_drive(FiniHttpRequest *req, int ms);
+
+/* (failures int, min_us bigint, max_us bigint) -> bigint */
+Datum
+fini_test_backoff(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(fini_backoff_us(PG_GETARG_INT32(0), PG_GETARG_INT64(1), PG_GETARG_INT64(2)));
+}
 
 /*
  * (urls text[], bodies text[], max_answer int, timeout_ms int) -> json: all at
