@@ -33,7 +33,7 @@ post_signed(PG_FUNCTION_ARGS)
 	char	   *ca_file = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char	   *url = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	char	   *signature = text_to_cstring(PG_GETARG_TEXT_PP(2));
-	text	   *body = PG_GETARG_TEXT_PP(3);
+	char	   *body = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	struct curl_slist *headers = NULL;
 	StringInfoData answer;
 	CURLcode	code;
@@ -50,8 +50,8 @@ post_signed(PG_FUNCTION_ARGS)
 	curl_easy_setopt(curl, CURLOPT_CAINFO, ca_file);
 	curl_easy_setopt(curl, CURLOPT_PROXY, "");
 	curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
-	curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE, (long) VARSIZE_ANY_EXHDR(body));
-	curl_easy_setopt(curl, CURLOPT_POSTFIELDS, VARDATA_ANY(body));
+	curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE, (long) strlen(body));
+	curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body);
 	curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, collect);
 	curl_easy_setopt(curl, CURLOPT_WRITEDATA, &answer);
 	code = curl_easy_perform(curl);
