@@ -46,7 +46,7 @@ sub gnuplot
 	my ($file, $lines, @curves) = @_;
 	my $dir = File::Temp->newdir;
 	my $script = "set terminal svg size 900,520 font 'sans,14' background 'white'\nset output '$file'\nset grid linecolor rgb '#dddddd'\n"
-	  . "set border 3\nset tics nomirror\nset decimalsign '.'\nset key below center horizontal noenhanced\n$lines";
+	  . "set border 3\nset tics nomirror\nset decimalsign '.'\nset key tmargin center horizontal noenhanced Left reverse\n$lines";
 	my @plots;
 
 	for my $n (0 .. $#curves)
