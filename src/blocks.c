@@ -10,6 +10,7 @@
 
 #include "access/xact.h"
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -80,12 +81,16 @@ fini_sql_encrypt_fields(PG_FUNCTION_ARGS)
 	text	   *payload = PG_GETARG_TEXT_PP(0);
 	const uint8 *data_key = data_key_arg(PG_GETARG_BYTEA_PP(1));
 	const uint8 *iv = iv_arg(PG_GETARG_BYTEA_PP(2));
-	FiniBuffer *sealed;
+	FiniBuffer *sealed = fini_buffer_create(fini_envelope_sealed_size(VARSIZE_ANY_EXHDR(payload)) + VARHDRSZ);
 
-	sealed = fini_envelope_encrypt_fields(data_key, iv, VARDATA_ANY(payload),
-										  VARSIZE_ANY_EXHDR(payload));
+	(void) fini_buffer_extend(sealed, VARHDRSZ);
+	fini_envelope_encrypt_fields(data_key, iv, VARDATA_ANY(payload), VARSIZE_ANY_EXHDR(payload), sealed);
 
-	PG_RETURN_TEXT_P(text_from_utf8(sealed->data, sealed->len));
+	/* where nothing has to be converted, the text is returned where it stands */
+	if (GetDatabaseEncoding() != PG_UTF8)
+		PG_RETURN_TEXT_P(text_from_utf8(sealed->data + VARHDRSZ, sealed->len - VARHDRSZ));
+	SET_VARSIZE(sealed->data, sealed->len);
+	PG_RETURN_TEXT_P(fini_buffer_release(sealed));
 }
 
 /* decrypt_fields(payload json, data_key bytea, iv bytea) returns jsonb */

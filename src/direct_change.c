@@ -322,7 +322,8 @@ check_entries(FiniEndpointId endpoint, int n, const Entry *entries, FiniDirectHi
 		fini_buffer_append(entry, entries[i].members, strlen(entries[i].members));
 		fini_buffer_append(entry, "}", 1);
 		if (fini_endpoint(endpoint)->sealed)
-			(void) fini_envelope_encrypt_fields(zeros, zeros, entry->data, entry->len);
+			fini_envelope_encrypt_fields(zeros, zeros, entry->data, entry->len,
+										 fini_buffer_create(fini_envelope_sealed_size(entry->len)));
 		else if (fini_encoding_to_utf8(entry->data, entry->len, &len) == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),

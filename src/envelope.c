@@ -79,7 +79,8 @@ fini_envelope_seal(const char *payload, Size len, const char *request_id,
 
 	fini_cipher_random(env->data_key, FINI_DATA_KEY_LEN);
 	fini_cipher_random(env->iv, FINI_IV_LEN);
-	env->body = fini_envelope_encrypt_fields(env->data_key, env->iv, payload, len);
+	env->body = fini_buffer_create(fini_envelope_sealed_size(len));
+	fini_envelope_encrypt_fields(env->data_key, env->iv, payload, len, env->body);
 	env->encrypted_key = fini_cipher_wrap(env->data_key, env->iv, public_key, public_key_len);
 
 	gettimeofday(&now, NULL);
@@ -111,12 +112,17 @@ fini_envelope_forget(FiniEnvelope *env)
 	}
 }
 
-FiniBuffer *
-fini_envelope_encrypt_fields(const uint8 *data_key, const uint8 *iv,
-							 const char *payload, Size len)
+/* a ciphertext is a third longer than its plaintext, and 30 characters */
+Size
+fini_envelope_sealed_size(Size len)
 {
-	/* a ciphertext is a third longer than its plaintext, and 30 characters */
-	FiniBuffer *body = fini_buffer_create(Min(len * 2, MaxAllocSize - 1));
+	return Min(len * 2, MaxAllocSize / 2);
+}
+
+void
+fini_envelope_encrypt_fields(const uint8 *data_key, const uint8 *iv,
+							 const char *payload, Size len, FiniBuffer *dst)
+{
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext work = AllocSetContextCreate(caller, "fini seal", ALLOCSET_SMALL_SIZES);
 	const char *utf8;
@@ -129,12 +135,10 @@ fini_envelope_encrypt_fields(const uint8 *data_key, const uint8 *iv,
 		ereport(ERROR,
 				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
 				 errmsg("payload holds characters that have no equivalent in UTF-8")));
-	transform_fields(data_key, iv, true, utf8, utf8_len, body);
+	transform_fields(data_key, iv, true, utf8, utf8_len, dst);
 
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(work);
-
-	return body;
 }
 
 FiniBuffer *

@@ -59,12 +59,14 @@ extern FiniBuffer *fini_envelope_open(FiniEnvelope *env, const char *answer, Siz
 extern void fini_envelope_forget(FiniEnvelope *env);
 
 /*
- * The two transformations alone.  The sealed text comes back in UTF-8, the
- * opened one in the database encoding; characters that it lacks are
+ * The two transformations alone.  The sealed text is appended to dst, in UTF-8,
+ * fini_envelope_sealed_size() being room enough as a rule; the opened one comes
+ * back in the database encoding; characters that it lacks are
  * FINI_ERRCODE_UNREADABLE.
  */
-extern FiniBuffer *fini_envelope_encrypt_fields(const uint8 *data_key, const uint8 *iv,
-												const char *payload, Size len);
+extern void fini_envelope_encrypt_fields(const uint8 *data_key, const uint8 *iv,
+										 const char *payload, Size len, FiniBuffer *dst);
+extern Size fini_envelope_sealed_size(Size len);
 extern FiniBuffer *fini_envelope_decrypt_fields(const uint8 *data_key, const uint8 *iv,
 												const char *answer, Size len);
 

@@ -118,6 +118,7 @@ fini_buffer_create(Size size_hint)
 	buf->data = palloc(buf->size);
 	buf->data[0] = '\0';
 	buf->len = 0;
+	buf->used = 0;
 
 	guarded->callback.func = cleanse_buffer;
 	guarded->callback.arg = buf;
@@ -147,6 +148,7 @@ fini_buffer_extend(FiniBuffer *buf, Size len)
 
 	room = buf->data + buf->len;
 	buf->len += len;
+	buf->used = Max(buf->used, buf->len);
 	buf->data[buf->len] = '\0';
 
 	return room;
@@ -161,6 +163,18 @@ fini_buffer_truncate(FiniBuffer *buf, Size len)
 	Assert(len <= buf->len);
 	buf->len = len;
 	buf->data[len] = '\0';
+}
+
+char *
+fini_buffer_release(FiniBuffer *buf)
+{
+	char	   *data = buf->data;
+
+	buf->data = NULL;
+	buf->len = 0;
+	buf->size = 0;
+	buf->used = 0;
+	return data;
 }
 
 static void
@@ -184,7 +198,8 @@ cleanse_buffer(void *arg)
 {
 	FiniBuffer *buf = arg;
 
-	OPENSSL_cleanse(buf->data, buf->size);
+	if (buf->data != NULL)
+		OPENSSL_cleanse(buf->data, buf->used);
 }
 
 /*
@@ -212,8 +227,9 @@ grow_buffer(FiniBuffer *buf, Size more)
 
 	data = MemoryContextAlloc(buf->context, size);
 	memcpy(data, buf->data, buf->len + 1);
-	OPENSSL_cleanse(buf->data, buf->size);
+	OPENSSL_cleanse(buf->data, buf->used);
 	pfree(buf->data);
 	buf->data = data;
 	buf->size = size;
+	buf->used = buf->len;
 }

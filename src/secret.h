@@ -4,7 +4,7 @@
  *
  * Everything here is tied to a memory context: when the context is reset or
  * deleted, by success or by error, secrets are cleansed and OpenSSL objects
- * freed.  Nothing handed out here may be pfree'd by the caller.
+ * freed.  Nothing handed out here may be pfree'd by the caller, unless it says so.
  */
 #ifndef FINI_SECRET_H
 #define FINI_SECRET_H
@@ -27,6 +27,7 @@ typedef struct FiniBuffer
 	char	   *data;			/* always NUL-terminated behind len */
 	Size		len;
 	Size		size;			/* allocated, the NUL included */
+	Size		used;			/* the most that len ever was: what there is to cleanse */
 	MemoryContext context;
 } FiniBuffer;
 
@@ -34,5 +35,8 @@ extern FiniBuffer *fini_buffer_create(Size size_hint);
 extern void fini_buffer_append(FiniBuffer *buf, const void *data, Size len);
 extern char *fini_buffer_extend(FiniBuffer *buf, Size len); /* room for len bytes at the end, counted as used */
 extern void fini_buffer_truncate(FiniBuffer *buf, Size len);
+
+/* the bytes become the caller's, in the buffer's context: not cleansed, may be pfree'd; the buffer is of no more use */
+extern char *fini_buffer_release(FiniBuffer *buf);
 
 #endif							/* FINI_SECRET_H */

@@ -12,11 +12,15 @@ create table payload as
 	from (select row_number() over () id, (row_number() over () - 1) / 1000 n, * from source limit 10000) s
 	group by n having count(*) = 1000;
 
+-- nor are they to be decompressed
+alter table payload alter payload set storage external;
+update payload set payload = (payload::text || ' ')::json;
+
 -- seals all payloads, again and again for some seconds, and returns how many records that were; the payloads stay in
 -- memory, so that reading them is not part of it
 create or replace function seal(seconds float) returns bigint language plpgsql as $$
 declare
-	payloads json[] := (select array_agg((payload::text || ' ')::json order by n) from payload);
+	payloads json[] := (select array_agg(payload order by n) from payload);
 	p json;
 	began timestamptz := clock_timestamp();
 	k bytea := sha256('key');
