@@ -1243,15 +1243,27 @@ CREATE VIEW fini.progress AS
 	FROM estimated;
 COMMENT ON VIEW fini.progress IS 'each IPO''s operations by state, its pace, whether it will be finished by its deadline, and confirmations of funding that are open';
 
+-- see fini.purge
+CREATE TABLE fini.purged (
+	ipo_id	text NOT NULL,
+	state	text NOT NULL,
+	n		bigint NOT NULL,
+	PRIMARY KEY (ipo_id, state)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE fini.purged IS 'how many operations of an IPO that had ended in a state fini.purge has deleted';
+SELECT pg_catalog.pg_extension_config_dump('fini.purged', '');
+
 CREATE FUNCTION fini._tally_differences(OUT ipo_id text, OUT state text, OUT tallied bigint, OUT counted bigint)
 RETURNS SETOF record LANGUAGE sql STABLE AS $$
 	SELECT x.ipo_id, x.state, sum(x.t)::bigint, sum(x.c)::bigint
 	FROM (SELECT t.ipo_id, t.state, t.n AS t, 0 AS c FROM fini.tally t
 		  UNION ALL
-		  SELECT s.ipo_id, s.state, 0, 1 FROM fini.submission s WHERE s.state IN ('accepted', 'rejected', 'cancelled', 'failed')) x
+		  SELECT s.ipo_id, s.state, 0, 1 FROM fini.submission s WHERE s.state IN ('accepted', 'rejected', 'cancelled', 'failed')
+		  UNION ALL
+		  SELECT p.ipo_id, p.state, 0, p.n FROM fini.purged p) x
 	GROUP BY 1, 2 HAVING sum(x.t) <> sum(x.c)
 $$;
-COMMENT ON FUNCTION fini._tally_differences() IS 'where fini.tally and fini.submission disagree: nowhere, unless somebody has written to them';
+COMMENT ON FUNCTION fini._tally_differences() IS 'where fini.tally disagrees with fini.submission and what fini.purge took from it: nowhere, unless somebody has written to them';
 
 CREATE FUNCTION fini.recount() RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -1272,6 +1284,206 @@ BEGIN
 	RETURN n;
 END $$;
 COMMENT ON FUNCTION fini.recount() IS 'counts ended operations anew, after somebody has written to fini''s tables; returns how many counts were wrong';
+
+----------------------------------------------------------------------
+-- Retention
+----------------------------------------------------------------------
+
+/*
+ * What has ended goes, but not what a promise rests on.  Of an own_ref in a
+ * table these stay: the last operation; the last that FINI accepted; the last
+ * that was not cancelled; and one for each record that it ever had at FINI.
+ * So whatever is asked of the outbox (what stands? was this row sent? whose is
+ * this record?) has the same answer before and after.
+ *
+ * All of it goes when the row has gone and nothing was ever sent, or the IPO is
+ * over: its deadline has passed, FINI lists others but not this one any more,
+ * or the own_ref has been quiet for 30 days, where applications open for four.
+ * An own_ref with anything open is left alone.
+ *
+ * An operation is deleted on account of a later one, which is itself deleted
+ * only on account of one later still; so slices may be taken in any order.
+ */
+
+-- reached: the last operation of the slices done; the row is locked by whoever purges
+CREATE TABLE fini.purge_state (
+	singleton	boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+	reached		bigint NOT NULL DEFAULT 0,
+	purged_at	timestamptz
+);
+INSERT INTO fini.purge_state DEFAULT VALUES;
+COMMENT ON TABLE fini.purge_state IS 'how far fini.purge, or the worker by fini.retention, has gone through the outbox';
+
+CREATE FUNCTION fini._gone(relation regclass, own_refs text[]) RETURNS text[]
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_gone';
+COMMENT ON FUNCTION fini._gone(regclass, text[]) IS 'those own_refs that have no row any more; none when the table is not attached, or cannot be read at this moment';
+
+-- the next 2,000 operations greater than after, none of them greater than upto
+CREATE FUNCTION fini._purge_slice(after bigint, upto bigint, before timestamptz, OUT deleted bigint, OUT reached bigint)
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off SET jit = off AS $$
+	WITH slice AS MATERIALIZED (
+		SELECT max(x.id) AS last FROM (SELECT s.id FROM fini.submission s WHERE s.id > after AND s.id <= upto ORDER BY s.id LIMIT 2000) x
+	), old AS MATERIALIZED (
+		SELECT s.* FROM fini.submission s
+		WHERE s.id > after AND s.id <= (SELECT last FROM slice) AND s.state IN ('accepted', 'rejected', 'cancelled', 'failed') AND s.settled_at < before
+		  AND NOT EXISTS (SELECT FROM fini.submission o WHERE o.own_ref = s.own_ref AND o.state IN ('queued', 'sending', 'unknown'))
+		  AND NOT EXISTS (SELECT FROM fini.unwritten w WHERE w.id = s.id)
+	), superseded AS (
+		SELECT s.id FROM old s
+		WHERE EXISTS (SELECT FROM fini.submission l
+					  WHERE l.own_ref = s.own_ref AND l.relation = s.relation AND l.ipo_id = s.ipo_id AND l.id > s.id
+						AND l.settled_at >= s.settled_at
+						AND CASE WHEN s.stray OR s.state = 'cancelled' THEN true
+								 WHEN s.state = 'accepted' THEN l.state = 'accepted' AND NOT l.stray
+								 ELSE l.state <> 'cancelled' AND NOT l.stray END)
+		  AND (s.record_id IS NULL
+			   OR EXISTS (SELECT FROM fini.submission k
+						  WHERE k.own_ref = s.own_ref AND k.relation = s.relation AND k.id > s.id AND k.record_id = s.record_id
+							AND (s.state <> 'accepted' OR s.operation = 'invalidate' OR (k.state = 'accepted' AND k.operation <> 'invalidate'))))
+	), last_words AS (
+		SELECT s.relation, array_agg(s.own_ref) AS own_refs FROM old s
+		WHERE NOT EXISTS (SELECT FROM fini.submission l WHERE l.own_ref = s.own_ref AND l.relation = s.relation AND l.id > s.id)
+		  AND NOT EXISTS (SELECT FROM fini.submission k
+						  WHERE k.own_ref = s.own_ref AND k.relation = s.relation
+							AND (k.settled_at >= before OR EXISTS (SELECT FROM fini.unwritten w WHERE w.id = k.id)
+								 OR ((k.state <> 'cancelled' OR k.record_id IS NOT NULL)
+									 AND k.settled_at >= clock_timestamp() - interval '30 days'
+									 AND NOT EXISTS (SELECT FROM fini.deadline d WHERE d.ipo_id = k.ipo_id AND d.deadline < before)
+									 AND NOT EXISTS (SELECT FROM fini.ipo i WHERE i.ipo_id = k.ipo_id AND i.last_seen < before
+													 AND EXISTS (SELECT FROM fini.ipo listed WHERE listed.last_seen >= before)))))
+		GROUP BY s.relation
+	), doomed AS MATERIALIZED (
+		SELECT k.id, true AS whole, k.relation, k.own_ref
+		FROM last_words w, unnest(fini._gone(w.relation, w.own_refs)) AS g(own_ref), fini.submission k
+		WHERE k.own_ref = g.own_ref AND k.relation = w.relation
+		UNION ALL
+		SELECT s.id, false, NULL, NULL FROM superseded s
+	), locked AS MATERIALIZED (
+		SELECT s.id FROM fini.submission s
+		WHERE s.id = ANY (ARRAY(SELECT d.id FROM doomed d)) AND s.state IN ('accepted', 'rejected', 'cancelled', 'failed')
+		FOR UPDATE SKIP LOCKED
+	), deleted AS (
+		-- an own_ref goes as a whole or not at all: half of it would tell another story
+		DELETE FROM fini.submission s
+		WHERE s.id = ANY (ARRAY(SELECT d.id FROM doomed d WHERE NOT d.whole AND d.id IN (SELECT l.id FROM locked l)
+								UNION ALL
+								SELECT unnest(array_agg(d.id)) FROM doomed d WHERE d.whole GROUP BY d.relation, d.own_ref
+								HAVING bool_and(d.id IN (SELECT l.id FROM locked l))))
+		RETURNING s.ipo_id, s.state
+	), counted AS (
+		INSERT INTO fini.purged AS p (ipo_id, state, n) SELECT ipo_id, state, count(*) FROM deleted GROUP BY ipo_id, state
+		ON CONFLICT (ipo_id, state) DO UPDATE SET n = p.n + excluded.n
+	)
+	SELECT (SELECT count(*) FROM deleted), (SELECT last FROM slice)
+$$;
+COMMENT ON FUNCTION fini._purge_slice(bigint, bigint, timestamptz) IS 'deletes of some operations those that ended before and are needed no more: how many, and the last that it looked at, null when there were none';
+
+/*
+ * Up to so many slices of operations, then the smaller tables.  Nobody is
+ * waited for but another purge, and what somebody has locked is left for the
+ * next.
+ */
+CREATE FUNCTION fini._purge(older_than interval, slices integer, wait boolean, OUT deleted bigint, OUT complete boolean)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	-- what ended while a reconciliation runs is needed to judge what it saw
+	before timestamptz := least(clock_timestamp() - older_than,
+		(SELECT min(r.started_at) FROM fini.reconcile_run r WHERE r.state = 'running'));
+	most constant bigint := 10000 * slices;
+	began bigint;
+	at bigint;
+	piece record;
+	n bigint;
+BEGIN
+	deleted := 0;
+	complete := false;
+	IF wait THEN
+		SELECT r.reached INTO began FROM fini.purge_state r FOR UPDATE;
+	ELSE
+		SELECT r.reached INTO began FROM fini.purge_state r FOR UPDATE SKIP LOCKED;
+		IF NOT FOUND THEN
+			RETURN;
+		END IF;
+	END IF;
+
+	-- from where the last one ended to the end, then from the beginning to there
+	began := coalesce(began, 0);
+	at := began;
+	LOOP
+		EXIT WHEN slices <= 0;
+		SELECT * INTO piece FROM fini._purge_slice(at, CASE WHEN complete THEN began ELSE 9223372036854775807 END, before);
+		IF piece.reached IS NULL THEN
+			at := 0;
+			EXIT WHEN complete OR began = 0;
+			complete := true;
+		ELSE
+			deleted := deleted + piece.deleted;
+			at := piece.reached;
+			slices := slices - 1;
+		END IF;
+	END LOOP;
+	complete := complete OR at = 0;
+	UPDATE fini.purge_state SET reached = at, purged_at = clock_timestamp();
+	IF NOT (complete OR wait) THEN
+		RETURN;
+	END IF;
+
+	-- answered requests have no members any more
+	DELETE FROM fini.request q WHERE q.request_id = ANY (ARRAY(
+		SELECT r.request_id FROM fini.request r WHERE r.state IN ('answered', 'found_out') AND r.started_at < before
+		LIMIT most FOR UPDATE SKIP LOCKED));
+	GET DIAGNOSTICS n = ROW_COUNT;
+	deleted := deleted + n;
+
+	-- of each funding the last confirmation and the last accepted one stay: a decision must not be contradicted
+	DELETE FROM fini.funding_confirmation q WHERE q.id = ANY (ARRAY(
+		SELECT c.id FROM fini.funding_confirmation c
+		WHERE c.state IN ('accepted', 'rejected', 'cancelled', 'failed') AND c.settled_at < before
+		  AND EXISTS (SELECT FROM fini.funding_confirmation l WHERE l.transaction_ref = c.transaction_ref AND l.id > c.id
+					  AND (c.state <> 'accepted' OR l.state = 'accepted'))
+		LIMIT most FOR UPDATE SKIP LOCKED));
+	GET DIAGNOSTICS n = ROW_COUNT;
+	deleted := deleted + n;
+
+	-- runs go when their discrepancies have gone
+	DELETE FROM fini.discrepancy q WHERE q.ctid = ANY (ARRAY(
+		SELECT d.ctid FROM fini.discrepancy d
+		WHERE d.run_id IN (SELECT r.run_id FROM fini.reconcile_run r WHERE r.state <> 'running' AND r.finished_at < before)
+		LIMIT most FOR UPDATE SKIP LOCKED));
+	GET DIAGNOSTICS n = ROW_COUNT;
+	deleted := deleted + n;
+	DELETE FROM fini.reconcile_run q WHERE q.run_id = ANY (ARRAY(
+		SELECT r.run_id FROM fini.reconcile_run r WHERE r.state <> 'running' AND r.finished_at < before
+		  AND NOT EXISTS (SELECT FROM fini.discrepancy d WHERE d.run_id = r.run_id)
+		LIMIT most FOR UPDATE SKIP LOCKED));
+	GET DIAGNOSTICS n = ROW_COUNT;
+	deleted := deleted + n;
+
+	-- the status that an IPO has had since then stays
+	DELETE FROM fini.ipo_status_history q WHERE q.ctid = ANY (ARRAY(
+		SELECT h.ctid FROM fini.ipo_status_history h
+		WHERE EXISTS (SELECT FROM fini.ipo_status_history l WHERE l.ipo_id = h.ipo_id AND l.seen_at > h.seen_at AND l.seen_at < before)
+		LIMIT most FOR UPDATE SKIP LOCKED));
+	GET DIAGNOSTICS n = ROW_COUNT;
+	deleted := deleted + n;
+END $$;
+COMMENT ON FUNCTION fini._purge(interval, integer, boolean) IS 'a bounded part of fini.purge: how much it deleted, and whether it has come to the end';
+
+CREATE FUNCTION fini.purge(older_than interval) RETURNS bigint
+LANGUAGE plpgsql STRICT VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF older_than < interval '0' THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'older_than must not be negative';
+	END IF;
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RAISE active_sql_transaction USING MESSAGE = 'fini.purge must see what others have committed',
+			HINT = 'Call it at isolation level read committed.';
+	END IF;
+	RETURN (SELECT p.deleted FROM fini._purge(older_than, 100, true) p);
+END $$;
+COMMENT ON FUNCTION fini.purge(interval) IS 'deletes what ended longer ago and no promise rests on: operations, requests, confirmations, reconciliations, statuses of IPOs; returns how many rows. A call goes through up to 200,000 operations, the next one goes on';
 
 CREATE FUNCTION fini._stat_endpoint(OUT endpoint text, OUT calls bigint, OUT errors bigint, OUT retries bigint, OUT throttled bigint,
 	OUT entries bigint, OUT bytes bigint, OUT mean_ms double precision, OUT p50_ms double precision,
@@ -1483,7 +1695,7 @@ DECLARE
 		submit,invalidate,cancel,retry,wait,reconcile,repair,
 		refresh_ipos,refresh_funding,confirm_funding,cancel_funding,
 		start_reconcile,cancel_reconcile,wait_reconcile,repair_plan}';
-	operator constant text[] := '{jwks,check,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset}';
+	operator constant text[] := '{jwks,check,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset,purge}';
 	deadlines constant text[] := '{set_deadline,recount}';
 	-- what views and invoker functions of the level call
 	reader_internal constant text[] := '{_worker,_cluster,_may_send,_stat_endpoint,_pace,_estimate,_gateway_now}';

@@ -50,6 +50,7 @@ int			fini_guc_max_attempts = 100;
 int			fini_guc_deadline_margin = 2000;
 int			fini_guc_reconcile_share = 50;
 int			fini_guc_reconcile_retention = 90 * 24 * 60;
+int			fini_guc_retention = 0;
 char	   *fini_guc_encrypted_fields = NULL;
 char	   *fini_guc_authorised_status = NULL;
 char	   *fini_guc_invalidated_status = NULL;
@@ -284,6 +285,9 @@ define_traffic(void)
 	define_int("fini.reconcile_retention", "How long reconciliation runs and what they found are kept.",
 			   "Older ones go when a later run ends. 0 keeps them.",
 			   &fini_guc_reconcile_retention, 90 * 24 * 60, 0, 10 * 365 * 24 * 60, GUC_UNIT_MIN);
+	define_int("fini.retention", "How long what has ended is kept in fini's own tables.",
+			   "The worker deletes older rows little by little, as fini.purge does. 0 keeps them until fini.purge is called.",
+			   &fini_guc_retention, 0, 0, 10 * 365 * 24 * 60, GUC_UNIT_MIN);
 }
 
 /* what is in a request */

@@ -33,6 +33,7 @@ extern int	fini_guc_max_attempts;
 extern int	fini_guc_deadline_margin;
 extern int	fini_guc_reconcile_share;
 extern int	fini_guc_reconcile_retention;
+extern int	fini_guc_retention;
 extern char *fini_guc_encrypted_fields;
 extern char *fini_guc_authorised_status;
 extern char *fini_guc_invalidated_status;

@@ -279,6 +279,42 @@ fini_source_has_row(FiniSource *source, const char *own_ref, const char *ipo_id)
 	return found;
 }
 
+void
+fini_source_find_rows(FiniSource *source, int n, char *const *own_refs, bool *present)
+{
+	const char *column = quote_identifier(source->own_ref->column);
+	HTAB	   *index = index_by_own_ref(n, (const char *const *) own_refs);
+	const char **possible = palloc(sizeof(char *) * Max(1, n));
+	Oid			types[1] = {get_array_type(source->own_ref->type)};
+	Datum		args[1];
+	FiniIdentity saved;
+	int			count = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		present[i] = false;
+		/* the column may have had another type when the operation was asked for */
+		if (fini_source_is_possible(source->own_ref->type, own_refs[i]))
+			possible[count++] = own_refs[i];
+	}
+	args[0] = PointerGetDatum(typed_array(source->own_ref, count, possible));
+	fini_identity_enter_owner(&saved, source->owner);
+	if (fini_outbox_execute_kept(psprintf("SELECT %s FROM %s WHERE %s = ANY ($1)", column, source->table, column),
+								 1, types, args) != SPI_OK_SELECT)
+		elog(ERROR, "could not read table %s", source->table);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *text = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+		OwnRefIndex *found = text != NULL ? fini_textmap_find(index, text) : NULL;
+
+		if (found != NULL)
+			present[found->index] = true;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	fini_identity_leave(&saved);
+	hash_destroy(index);
+}
+
 /*
  * Where the rows were seen not long ago, most of them still are; the others
  * are looked for by own_ref.

@@ -120,6 +120,9 @@ extern char *fini_source_find_twice(FiniSource *source, int n, char **own_refs);
 /* is there a row with this own_ref and ipo_id? as the table's owner */
 extern bool fini_source_has_row(FiniSource *source, const char *own_ref, const char *ipo_id);
 
+/* which of these own_refs have a row, whatever it says; as the table's owner */
+extern void fini_source_find_rows(FiniSource *source, int n, char *const *own_refs, bool *present);
+
 /* write outcomes back, as the table's owner; in the caller's SPI connection */
 extern void fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes);
 

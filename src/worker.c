@@ -46,6 +46,7 @@
 #include "funding.h"
 #include "http.h"
 #include "reconcile_worker.h"
+#include "retention.h"
 #include "settings.h"
 #include "shared.h"
 #include "throttle.h"
@@ -284,6 +285,8 @@ run(void)
 			timeout = shortest(timeout, fini_funding_timeout());
 			timeout = shortest(timeout, fini_reconcile_timeout());
 		}
+		if (fits)
+			timeout = shortest(timeout, fini_retention_service(slot));
 		timeout = shortest(timeout, fini_trouble_timeout());
 		quiet = fini_flight_count() == 0 && fini_http_running() == 0;
 		set_state(!fits ? FINI_WORKER_WAITING : quiet ? FINI_WORKER_IDLE : FINI_WORKER_BUSY);

@@ -45,7 +45,7 @@ subtest 'privileges' => sub {
 			reconcile repair retry sign submit subscription_add subscription_change subscription_invalidate subscription_query wait wrap_key
 			cancel_funding confirm_funding refresh_funding refresh_ipos
 			start_reconcile cancel_reconcile wait_reconcile repair_plan) ],
-		operator => [ sort qw(set_deadline recount _check _check_keys _check_sending _check_version _check_worker _key_id arm attach call capture check create_subscription_table detach disarm jwks pause resume stat_reset) ]);
+		operator => [ sort qw(set_deadline recount _check _check_keys _check_sending _check_version _check_worker _key_id arm attach call capture check create_subscription_table detach disarm jwks pause purge resume stat_reset) ]);
 	my %seen;
 	for my $level (qw(reader submitter operator))
 	{
@@ -82,7 +82,7 @@ subtest 'every function tried' => sub {
 			my ($name, $call) = split /\|/;
 			my $may = $fini->sql(qq{select bool_or(has_function_privilege('$role', oid, 'execute')) from pg_proc where pronamespace = 'fini'::regnamespace and proname = '$name'}) eq 't';
 			# those that would do something are left out where they are allowed
-			next if $may && $name =~ /^(arm|disarm|pause|resume|wait|retry|stat_reset|ipo_list|subscription_query|funding_query|call)$/;
+			next if $may && $name =~ /^(arm|disarm|pause|resume|wait|retry|purge|stat_reset|ipo_list|subscription_query|funding_query|call)$/;
 			my (undef, undef, $err) = $fini->try_sql("set session authorization $role; $call");
 			my $denied = $err =~ /42501: permission denied for (schema fini|function)/ ? 1 : 0;
 			$tried++;
