@@ -51,8 +51,9 @@ fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 		return false;
 
 	/* opening the answer may have to look up an encoding conversion */
-	fini_flight_begin();
 	old = MemoryContextSwitchTo(flight->context);
+	fini_flight_begin();
+	MemoryContextSwitchTo(flight->context);
 	fini_call_finish(flight->call, slot);
 	fini_flight_commit();
 	MemoryContextSwitchTo(old);

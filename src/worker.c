@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
@@ -143,7 +144,7 @@ fini_worker_main(Datum slot_index)
 /*
  * Runs in whatever process drops or alters something.  A database's worker is
  * asked to go before DROP DATABASE counts connections; an extension's looks
- * again when that is dropped or updated.
+ * again when that is dropped or updated, or its database's settings change.
  */
 static void
 on_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
@@ -152,7 +153,9 @@ on_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_i
 		previous_access_hook(access, class_id, object_id, sub_id, arg);
 	if ((access != OAT_DROP && access != OAT_POST_ALTER) || !fini_shared_available())
 		return;
-	if (class_id == ExtensionRelationId && OidIsValid(MyDatabaseId) && fini_shared_my_slot() != NULL)
+	if (OidIsValid(MyDatabaseId) &&
+		(class_id == ExtensionRelationId || (class_id == DbRoleSettingRelationId && object_id == MyDatabaseId)) &&
+		fini_shared_my_slot() != NULL)
 		fini_shared_wake_at_commit();
 	if (class_id != DatabaseRelationId || access != OAT_DROP)
 		return;
