@@ -10,7 +10,7 @@
 #	make gateway	the sandbox gateway	make installcheck	regression tests on a server of one's own
 #	make fuzz		the parsers under libFuzzer		make fuzz-smoke	the same for a minute (docs/testing.md)
 #	make test-asan	the suite under AddressSanitizer	make test-valgrind	its core under valgrind
-#	make lint		gcc and clang with all warnings, shellcheck, perl -c
+#	make lint		gcc, clang, clang-tidy, cppcheck, scan-build, shellcheck, perl -c: no finding, or it fails
 #
 # demo, test and bench install the Debian packages that are missing, as root or through sudo.
 
@@ -29,13 +29,19 @@ ifeq ($(WERROR),1)
 PG_CFLAGS += -Werror
 endif
 SHLIB_LINK = -lcurl -lcrypto
+# hardened whatever PostgreSQL was built with (t/096_hardening.pl); checked functions need an optimizing build
+PG_CFLAGS += -fstack-protector-strong
+PG_CPPFLAGS = $(if $(filter -O1 -O2 -O3 -Os,$(CFLAGS)),-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+ifeq ($(shell uname -s),Linux)
+SHLIB_LINK += -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack
+endif
 
 .DEFAULT_GOAL = all
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
-$(OBJS): $(wildcard src/*.h)
+$(OBJS): $(wildcard src/*.h) Makefile
 # at the end of the line, as from version 16 on PGXS hides what tests of inner modules link to
 $(OBJS): override CFLAGS += -fvisibility=default
 clean: clean-gateway

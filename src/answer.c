@@ -195,7 +195,7 @@ find_field(JsonbContainer *object, const char *name)
 {
 	if (!JsonContainerIsObject(object))
 		return NULL;
-	return getKeyJsonValueFromContainer(object, name, strlen(name), NULL);
+	return getKeyJsonValueFromContainer(object, name, (int) strlen(name), NULL);
 }
 
 static char *
@@ -241,7 +241,7 @@ first_exception(JsonbContainer *object, const char **code, const char **message)
 		text = fini_answer_field(first->val.binary.data, "recordErrorCode");
 		if (text != NULL)
 		{
-			text[pg_mbcliplen(text, strlen(text), FINI_MAX_CODE - 1)] = '\0';
+			text[pg_mbcliplen(text, (int) strlen(text), FINI_MAX_CODE - 1)] = '\0';
 			*code = text;
 		}
 		text = fini_answer_field(first->val.binary.data, "recordErrorMsg");

@@ -166,7 +166,7 @@ fini_attach_fields(Relation rel, Jsonb *fields)
 	{
 		if (token == WJB_KEY)
 			name = pnstrdup(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE)
+		else if (token == WJB_VALUE && name != NULL)
 		{
 			char	   *column;
 

@@ -15,5 +15,5 @@ fini_backoff_us(int failures, int64 min_us, int64 max_us)
 
 	for (int i = 1; i < failures && pause < max_us; i++)
 		pause *= 2;
-	return (int64) (Min(pause, max_us) * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
+	return (int64) ((double) Min(pause, max_us) * (0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
 }

@@ -18,7 +18,7 @@
 #include "settings.h"
 #include "settings_check.h"
 
-#define SOON_DAYS	28			/* before a certificate ends */
+#define SOON_DAYS	28L			/* before a certificate ends */
 
 PG_FUNCTION_INFO_V1(fini_sql_key_id);
 

@@ -124,7 +124,7 @@ probe_token(Probe *probe)
 		http.url = fini_settings_token_url();
 		http.headers = headers;
 	}
-	http.max_answer = 1024 * 1024;
+	http.max_answer = (Size) 1024 * 1024;
 	if (!perform(probe, FINI_ENDPOINT_TOKEN, &http))
 	{
 		fini_check_put(check, "token_service", FINI_CHECK_OPEN, "Not tested: %s.", probe->skipped);
@@ -198,13 +198,11 @@ probe_gateway(Probe *probe)
 	static const char *headers[] = {"Accept: application/json", "Accept-Language: en-US", NULL};
 	FiniCheck  *check = probe->check;
 	FiniHttpRequest http = {0};
-	int64		sent_at_ms;
 	const char *because = "token";
 
 	http.url = fini_settings_url(fini_endpoint(FINI_ENDPOINT_CRYPTO_META)->path);
 	http.headers = probe->have_token ? fini_call_headers(probe->access, NULL) : headers;
-	http.max_answer = 1024 * 1024;
-	sent_at_ms = 0;
+	http.max_answer = (Size) 1024 * 1024;
 	if (!perform(probe, FINI_ENDPOINT_CRYPTO_META, &http))
 	{
 		fini_check_put(check, "gateway", FINI_CHECK_OPEN, "Not tested: %s.", probe->skipped);
@@ -217,9 +215,10 @@ probe_gateway(Probe *probe)
 	}
 	else
 	{
-		fini_check_put(check, "gateway", FINI_CHECK_GOOD, "It can be reached by TLS, and its certificate is in order.");
 		/* when it left, by the clock that it will be compared with */
-		sent_at_ms = fini_token_clock_ms() - (fini_monotonic_us() - http.started_us) / 1000;
+		int64		sent_at_ms = fini_token_clock_ms() - (fini_monotonic_us() - http.started_us) / 1000;
+
+		fini_check_put(check, "gateway", FINI_CHECK_GOOD, "It can be reached by TLS, and its certificate is in order.");
 		if (probe->have_token)
 		{
 			read_meta(probe, &http, sent_at_ms);
@@ -273,10 +272,10 @@ put_clock(Probe *probe, int64 difference_ms)
 	if (distance > MAX_CLOCK_MS)
 		fini_check_put(probe->check, "clock", FINI_CHECK_BAD,
 					   "The gateway's clock is %.3f s %s this server's. Requests are dated by the gateway's, but the assertions by this server's: keep it by NTP.",
-					   distance / 1000.0, difference_ms > 0 ? "ahead of" : "behind");
+					   (double) distance / 1000.0, difference_ms > 0 ? "ahead of" : "behind");
 	else
 		fini_check_put(probe->check, "clock", FINI_CHECK_GOOD, "The gateway's clock and this server's are %.3f s apart.",
-					   distance / 1000.0);
+					   (double) distance / 1000.0);
 }
 
 /* ipos, subscriptions, funding */

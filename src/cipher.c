@@ -34,7 +34,7 @@
 #define MEMO_SLOTS			64	/* a power of two */
 #define MEMO_MAX_LEN		16
 #define MEMO_FIELD_LEN \
-	(FINI_ENC_PREFIX_LEN + FINI_BASE64_LEN(MEMO_MAX_LEN + FINI_TAG_LEN))
+	(FINI_ENC_PREFIX_LEN + FINI_BASE64_LEN((size_t) MEMO_MAX_LEN + FINI_TAG_LEN))
 
 typedef struct MemoSlot
 {
@@ -227,7 +227,7 @@ fini_cipher_sign(const uint8 *data_key, const char *body, Size len,
 	char		timestamp[32];
 	uint8		mac[FINI_SIGNATURE_LEN / 2];
 	size_t		mac_len = 0;
-	int			i;
+	size_t		i;
 
 	MemoryContextSwitchTo(work);
 
@@ -254,7 +254,7 @@ fini_cipher_sign(const uint8 *data_key, const char *body, Size len,
 	if (mac_len != sizeof(mac))
 		elog(ERROR, "HMAC-SHA256 made %zu bytes", mac_len);
 
-	for (i = 0; i < (int) sizeof(mac); i++)
+	for (i = 0; i < sizeof(mac); i++)
 	{
 		dst[2 * i] = digits[mac[i] >> 4];
 		dst[2 * i + 1] = digits[mac[i] & 0x0f];

@@ -64,7 +64,7 @@ compare_objects(JsonbContainer *local, JsonbContainer *remote, bool lenient, Lis
 		else if (token == WJB_VALUE && field != NULL &&
 				 !(lenient && is_listed(field, identifiers, lengthof(identifiers))))
 		{
-			other = getKeyJsonValueFromContainer(remote, field, strlen(field), NULL);
+			other = getKeyJsonValueFromContainer(remote, field, (int) strlen(field), NULL);
 			/* FINI may keep a field of ours and not tell */
 			if (other == NULL && lenient && !is_listed(field, essential, lengthof(essential)))
 				continue;

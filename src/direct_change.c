@@ -205,7 +205,7 @@ entries_of_jsonb(Jsonb *json, bool need_record_id, Entry **entries)
 		{
 			if (token == WJB_KEY)
 				name = pnstrdup(member.val.string.val, member.val.string.len);
-			else if (token == WJB_VALUE && strcmp(name, "requestID") != 0)
+			else if (token == WJB_VALUE && name != NULL && strcmp(name, "requestID") != 0)
 			{
 				Jsonb	   *one = JsonbValueToJsonb(&member);
 				char	   *text = JsonbToCString(NULL, &one->root, VARSIZE(one));

@@ -44,7 +44,7 @@ typedef struct Entry
 	uint32		name;
 } Entry;
 
-#define NAMES_CHUNK		(1024 * 1024)
+#define NAMES_CHUNK		((Size) 1024 * 1024)
 
 typedef struct Register
 {

@@ -58,7 +58,7 @@ const char *
 fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len, bool *replaced)
 {
 	FiniBuffer *dst = fini_buffer_create(len);
-	FiniBuffer *room = fini_buffer_create(PIECE * MAX_CONVERSION_GROWTH);
+	FiniBuffer *room = fini_buffer_create((Size) PIECE * MAX_CONVERSION_GROWTH);
 	const char *end = json + len;
 
 	*replaced = false;
@@ -116,7 +116,7 @@ append_converted(FiniBuffer *dst, const char *src, Size len, FiniBuffer *room)
 	look_up();
 	while (len > 0)
 	{
-		Size		piece = len <= PIECE ? len : (Size) pg_encoding_mbcliplen(PG_UTF8, src, (int) Min(len, 2 * PIECE), PIECE);
+		Size		piece = len <= PIECE ? len : (Size) pg_encoding_mbcliplen(PG_UTF8, src, (int) Min(len, (Size) 2 * PIECE), PIECE);
 		Size		taken = DatumGetInt32(FunctionCall6(&from_utf8,
 														Int32GetDatum(PG_UTF8),
 														Int32GetDatum(GetDatabaseEncoding()),

@@ -49,10 +49,10 @@ fini_envelope_request_id(char *dst)
 {
 	static const char digits[] = "0123456789abcdef";
 	uint8		bytes[FINI_REQUEST_ID_LEN / 2];
-	int			i;
+	size_t		i;
 
 	fini_cipher_random(bytes, sizeof(bytes));
-	for (i = 0; i < (int) sizeof(bytes); i++)
+	for (i = 0; i < sizeof(bytes); i++)
 	{
 		dst[2 * i] = digits[bytes[i] >> 4];
 		dst[2 * i + 1] = digits[bytes[i] & 0x0f];

@@ -135,7 +135,7 @@ fini_json_append_string(FiniBuffer *dst, const char *text, Size len)
 		}
 		else
 		{
-			memcpy(escape, "\\u00", 4);
+			memcpy(escape, "\\u00", 4);	/* NOLINT(bugprone-not-null-terminated-result) */
 			escape[4] = digits[c >> 4];
 			escape[5] = digits[c & 0x0f];
 			fini_buffer_append(dst, escape, 6);

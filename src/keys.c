@@ -395,8 +395,8 @@ file_defect(int fd, off_t *size, const char **hint)
 static void
 append_base64url(StringInfo dst, const void *src, Size len)
 {
-	enlargeStringInfo(dst, FINI_BASE64_LEN(len) + 1);
-	dst->len += fini_base64_encode_url(src, len, dst->data + dst->len);
+	enlargeStringInfo(dst, (int) FINI_BASE64_LEN(len) + 1);
+	dst->len += (int) fini_base64_encode_url(src, len, dst->data + dst->len);
 	dst->data[dst->len] = '\0';
 }
 

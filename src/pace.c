@@ -216,6 +216,6 @@ estimate(const FiniPaceShared *pace, int64 operations, int64 requests)
 		decided += pace->open_operations;
 	}
 	if (decided > 0 && us > 0)
-		measured = (double) operations * us / decided;
-	return (int64) Min(Max((double) throttled + pace->held_us, closed + measured), (double) LONGEST_US);
+		measured = (double) operations * (double) us / (double) decided;
+	return (int64) Min(Max((double) throttled + (double) pace->held_us, (double) closed + measured), (double) LONGEST_US);
 }

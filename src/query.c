@@ -23,7 +23,7 @@ fini_query_page(const char *ipo_id, int n, char *const *record_ids, const char *
 		fini_entry_append(data, "ipoID", ipo_id);
 	if (n > 0)
 	{
-		FiniBuffer *list = fini_buffer_create(n * 24);
+		FiniBuffer *list = fini_buffer_create((Size) n * 24);
 
 		for (int i = 0; i < n; i++)
 			fini_entry_append_element(list, record_ids[i]);

@@ -28,7 +28,7 @@
 #include "secret.h"
 #include "settings_check.h"
 
-#define MAX_PEM_FILE	(4 * 1024 * 1024)
+#define MAX_PEM_FILE	(4L * 1024 * 1024)
 
 typedef const char *(*FileProblem) (const char *path, const char **hint);
 

@@ -138,7 +138,7 @@ fini_source_open(Oid relid)
 	{
 		if (token == WJB_KEY)
 			name = pnstrdup(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE && value.type == jbvString)
+		else if (token == WJB_VALUE && name != NULL && value.type == jbvString)
 			add_field(source, rel, name, pnstrdup(value.val.string.val, value.val.string.len));
 	}
 	if (source->own_ref == NULL || source->ipo_id == NULL)

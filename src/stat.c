@@ -117,7 +117,7 @@ fini_sql_stat_endpoint(PG_FUNCTION_ARGS)
 		values[col++] = Int64GetDatum(c.throttled);
 		values[col++] = Int64GetDatum(c.entries);
 		values[col++] = Int64GetDatum(c.bytes);
-		values[col++] = Float8GetDatum((double) c.total_us / c.calls / 1000.0);
+		values[col++] = Float8GetDatum((double) c.total_us / (double) c.calls / 1000.0);
 		values[col++] = Float8GetDatum(percentile_ms(&c, 0.50));
 		values[col++] = Float8GetDatum(percentile_ms(&c, 0.95));
 		values[col++] = Float8GetDatum(percentile_ms(&c, 0.99));
@@ -177,12 +177,12 @@ bucket_start(int bucket)
 static double
 percentile_ms(const EndpointCounters *counters, double fraction)
 {
-	double		wanted = fraction * counters->calls;
+	double		wanted = fraction * (double) counters->calls;
 	double		below = 0;
 
 	for (int i = 0; i < BUCKETS; i++)
 	{
-		double		here = counters->histogram[i];
+		double		here = (double) counters->histogram[i];
 
 		if (here > 0 && below + here >= wanted)
 		{

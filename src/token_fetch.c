@@ -267,7 +267,7 @@ start_fetch(FiniSlotShared *slot, bool for_key)
 			fini_token_request(&fetch.http);
 		if (ready)
 		{
-			fetch.http.max_answer = 1024 * 1024;
+			fetch.http.max_answer = (Size) 1024 * 1024;
 			fetch.http.timeout_ms = Min(FETCH_TIMEOUT, fini_guc_request_timeout);
 			fetch.sent_at_ms = fini_token_clock_ms();
 			fini_http_start(&fetch.http);

@@ -3,7 +3,7 @@
 # Builds of the extension and the gateway under AddressSanitizer and UndefinedBehaviorSanitizer, put into
 # a stage. PostgreSQL itself is Debian's: the runtime is preloaded into its servers.
 
-# shellcheck shell=sh disable=SC2154
+# shellcheck shell=sh disable=SC2154,SC2034,SC2016,SC2086
 
 # clang with its runtimes; sets $runtimes, to be preloaded, and $fuzzer
 sanitizer_setup()
@@ -48,13 +48,27 @@ sanitizer_gateway()
 	cp "$stage/gateway/fini-gateway" "$stage/bin/"
 }
 
-# sanitizer_server COMMAND...: from now on the stage's servers are started by way of this command
+# sanitizer_server COMMAND...: from now on the stage's servers are started by way of this command; what a test
+# preloads into them comes after $preload
 sanitizer_server()
 {
 	mv "$bindir/postgres" "$bindir/postgres.real"
 	{
 		echo '#!/bin/sh'
+		[ -z "${preload:-}" ] || echo "export LD_PRELOAD=\"$preload\${LD_PRELOAD:+ \$LD_PRELOAD}\""
 		echo "exec $* \"\${0%/*}/postgres.real\" \"\$@\""
 	} >"$bindir/postgres"
-	chmod 755 "$bindir/postgres"
+
+	# a restart takes the program's name from what the last start wrote down, which is the real one
+	mv "$bindir/pg_ctl" "$bindir/pg_ctl.real"
+	cat >"$bindir/pg_ctl" <<-'END'
+		#!/bin/sh
+		here=${0%/*}
+		[ "$here" != "$0" ] || here=$(dirname "$(command -v "$0")")
+		case " $* " in
+			*" restart "*|*" start "*) exec "$here/pg_ctl.real" -p "$here/postgres" "$@" ;;
+			*) exec "$here/pg_ctl.real" "$@" ;;
+		esac
+	END
+	chmod 755 "$bindir/postgres" "$bindir/pg_ctl"
 }

@@ -272,8 +272,8 @@ SQL
 		is($psql->query_safe(q{select count(*) from generate_series(1, 500) where pg_temp.fail($q$fini.jwks('agent', now() + '1 day')$q$)}),
 			'500', 'key files too');
 		my $grown = resident($pid) - $before;
-		# one leaked cipher context a call would be 10 MB, one RSA key much more
-		cmp_ok($grown, '<', 1024, "memory of the backend has not grown by 1 MB (by $grown kB)");
+		# one leaked cipher context a call would be 10 MB, one RSA key much more; sanitizers keep what was freed
+		cmp_ok($grown, '<', 1024, "memory of the backend has not grown by 1 MB (by $grown kB)") unless $ENV{FINI_TEST_SLOW};
 		$psql->quit;
 	}
 	return;
