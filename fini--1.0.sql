@@ -1706,6 +1706,9 @@ BEGIN
 	IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
 		RAISE insufficient_privilege USING MESSAGE = 'only a superuser can grant access to fini';
 	END IF;
+	IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = role) THEN
+		RAISE undefined_object USING MESSAGE = format('there is no role with OID %s', role::oid);
+	END IF;
 	CASE level
 		WHEN 'reader' THEN names := reader || reader_internal;
 		WHEN 'submitter' THEN names := reader || reader_internal || submitter;
