@@ -770,7 +770,8 @@ COMMENT ON FUNCTION fini.wait_reconcile(bigint, interval) IS 'waits until a run 
  */
 CREATE FUNCTION fini.repair_plan(run_id bigint, kinds text[] DEFAULT NULL, OUT own_ref text, OUT record_id text, OUT kind text,
 	OUT operation text)
-RETURNS SETOF record LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+RETURNS SETOF record LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
 	run fini.reconcile_run;
@@ -807,25 +808,26 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION fini.repair_plan(bigint, text[]) IS 'what fini.repair would do now, and does not: one row for each operation';
 
-CREATE FUNCTION fini.repair(run_id bigint, kinds text[] DEFAULT NULL) RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- by indexes, however many there are: after a restore the outbox is empty when this is planned, and has a row for
+-- every record when it ends
+CREATE FUNCTION fini._mend(run_id bigint, kinds text[], OUT n bigint, OUT adopted bigint[])
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
 	run fini.reconcile_run;
-	n bigint;
-	adopted bigint[];
 BEGIN
 	-- two at once would both find nothing under way
-	SELECT * INTO run FROM fini.reconcile_run r WHERE r.run_id = repair.run_id FOR UPDATE;
+	SELECT * INTO run FROM fini.reconcile_run r WHERE r.run_id = _mend.run_id FOR UPDATE;
 
 	WITH plan AS MATERIALIZED (
-		SELECT * FROM fini.repair_plan(repair.run_id, kinds)
+		SELECT * FROM fini.repair_plan(_mend.run_id, kinds)
 	), found AS (
 		-- adopt: the operation that gave the record gets the identifier that FINI has; a row
 		-- that FINI has although we never heard of its acceptance becomes an accepted add
 		SELECT p.own_ref, p.record_id,
 			(SELECT s.id FROM fini.submission s WHERE s.own_ref = p.own_ref AND s.relation = run.relation
-			 AND s.state = 'accepted' AND NOT s.stray ORDER BY s.id DESC LIMIT 1) AS id
+			 AND s.state = 'accepted' AND NOT s.stray ORDER BY s.id + 0 DESC LIMIT 1) AS id	-- + 0: not by walking the primary key backwards
 		FROM plan p WHERE p.operation = 'adopt'
 	), mended AS (
 		UPDATE fini.submission s SET record_id = found.record_id FROM found WHERE s.id = found.id RETURNING s.id
@@ -862,12 +864,20 @@ BEGIN
 	SELECT (SELECT count(*) FROM mending),
 		(SELECT array_agg(a.id) FROM (SELECT m.id FROM mended m UNION ALL SELECT h.id FROM heard_of h) a)
 	INTO n, adopted;
+END $$;
+COMMENT ON FUNCTION fini._mend(bigint, text[]) IS 'queues what mends the discrepancies of a run: how many operations; and those that have adopted a record';
 
-	IF adopted IS NOT NULL THEN
-		PERFORM fini._write_back(adopted);
+CREATE FUNCTION fini.repair(run_id bigint, kinds text[] DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mended record;
+BEGIN
+	SELECT * INTO mended FROM fini._mend(run_id, kinds);
+	IF mended.adopted IS NOT NULL THEN
+		PERFORM fini._write_back(mended.adopted);
 	END IF;
 	PERFORM fini._wake();
-	RETURN n + coalesce(cardinality(adopted), 0);
+	RETURN mended.n + coalesce(cardinality(mended.adopted), 0);
 END $$;
 COMMENT ON FUNCTION fini.repair(bigint, text[]) IS 'queues what mends the discrepancies of a run: these kinds, or all but missing_locally; returns how many';
 

@@ -474,7 +474,7 @@ rejoin(Rows *rows)
 {
 	static FiniStatement rejoin_statement = {
 		.sql = "SELECT fini.cancel($1, ARRAY[l.own_ref]) FROM (SELECT s.own_ref, s.ipo_id, s.operation, s.state, s.created_at"
-		"  FROM fini.submission s WHERE s.own_ref = $2 AND s.relation = $1 AND NOT s.stray ORDER BY s.id DESC LIMIT 1) l"
+		"  FROM fini.submission s WHERE s.own_ref = $2 AND s.relation = $1 AND NOT s.stray " FINI_LAST_OPERATION ") l"
 		" WHERE l.operation = 'invalidate' AND l.state = 'queued' AND l.ipo_id = $3 AND l.created_at = now()",
 		.nargs = 3, .types = {REGCLASSOID, TEXTOID, TEXTOID}
 	};

@@ -83,6 +83,9 @@ typedef struct FiniGroup
 	TimestampTz deadline;		/* of the IPO; 0: none */
 } FiniGroup;
 
+/* the last of an own_ref's operations s: a sort of few, while without the sum the primary key might be walked backwards */
+#define FINI_LAST_OPERATION "ORDER BY s.id + 0 DESC LIMIT 1"
+
 /* --- enqueueing (outbox_enqueue.c) --- */
 
 /* the mapping of an attached table; false when it is not attached */

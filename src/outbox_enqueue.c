@@ -46,13 +46,13 @@ static FiniStatement attachment_statement = {
 static FiniStatement update_statement = {
 	.sql = "WITH u AS MATERIALIZED (SELECT u.r, u.i, u.n, l.* FROM " ROWS_OF("unnest($2), unnest($3)") " AS u(r, i, n)"
 	"  LEFT JOIN LATERAL (SELECT s.id, s.operation, s.state FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
-	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray ORDER BY s.id DESC LIMIT 1) l ON true),"
+	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray " FINI_LAST_OPERATION ") l ON true),"
 	" locked AS MATERIALIZED (SELECT l.id FROM u, LATERAL (SELECT q.id FROM fini.queue q"
 	"  WHERE q.ipo_id = u.i AND q.operation = u.operation AND q.id = u.id OFFSET 0 FOR UPDATE) l WHERE u.state = 'queued'),"
 	" new AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
 	"  SELECT $1, u.r, u.i, CASE WHEN u.id IS NULL THEN 'add' ELSE 'change' END FROM u"
 	"  WHERE CASE WHEN u.id IS NULL THEN (SELECT s.operation <> 'invalidate' AND s.state IN ('rejected', 'failed')"
-	"     FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1 ORDER BY s.id DESC LIMIT 1)"
+	"     FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1 " FINI_LAST_OPERATION ")"
 	"    WHEN u.operation = 'invalidate' THEN false"
 	"    WHEN u.state = 'queued' THEN u.id NOT IN (SELECT id FROM locked)"
 	"    ELSE true END"
@@ -65,7 +65,7 @@ static FiniStatement update_statement = {
 static FiniStatement unqueue_moved_statement = {
 	.sql = "WITH u AS MATERIALIZED (SELECT u.o, l.* FROM unnest($2) AS u(o),"
 	"  LATERAL (SELECT s.id, s.operation, s.state, s.ipo_id FROM fini.submission s WHERE s.own_ref = u.o AND s.relation = $1"
-	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray ORDER BY s.id DESC LIMIT 1) l"
+	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray " FINI_LAST_OPERATION ") l"
 	"  WHERE l.operation <> 'invalidate'),"
 	" gone AS (DELETE FROM fini.queue WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM u, LATERAL (SELECT q.ctid FROM fini.queue q"
 	"  WHERE q.ipo_id = u.ipo_id AND q.operation = 'add' AND q.id = u.id OFFSET 0) l WHERE u.state = 'queued' AND u.operation = 'add'))"
@@ -82,7 +82,7 @@ static FiniStatement insert_moved_statement = {
 	.sql = "WITH new AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
 	" SELECT $1, u.r, u.i, 'add' FROM " ROWS_OF("unnest($2), unnest($3), unnest($4)") " AS u(o, r, i, n)"
 	" WHERE (SELECT s.operation <> 'invalidate' AND (s.state IN ('rejected', 'failed') OR s.error_code = 'moved')"
-	"  FROM fini.submission s WHERE s.own_ref = u.o AND s.relation = $1 ORDER BY s.id DESC LIMIT 1) ORDER BY n RETURNING id, ipo_id)"
+	"  FROM fini.submission s WHERE s.own_ref = u.o AND s.relation = $1 " FINI_LAST_OPERATION ") ORDER BY n RETURNING id, ipo_id)"
 	" INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, 'add', id FROM new",
 	.nargs = 4, .types = {OIDOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
 };
@@ -104,7 +104,7 @@ static FiniStatement invalidate_statement = {
 	.sql = "WITH withdrawn AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
 	"  SELECT $1, u.r, l.ipo_id, 'invalidate' FROM (SELECT DISTINCT r FROM unnest($2) AS u(r)) u,"
 	"   LATERAL (SELECT s.operation, s.ipo_id FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
-	"    AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray ORDER BY s.id DESC LIMIT 1) l"
+	"    AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray " FINI_LAST_OPERATION ") l"
 	"  WHERE l.operation <> 'invalidate' RETURNING id, own_ref, ipo_id, operation),"
 	" queued AS (INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM withdrawn)"
 	" SELECT count(*) FROM (SELECT own_ref FROM withdrawn UNION SELECT c.r FROM unnest($3) AS c(r)) x",

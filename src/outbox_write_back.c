@@ -42,6 +42,9 @@
 #define MAX_LOCKED_ROWS	20
 #define LATE_BATCH		1000
 
+/* outcomes that a session writes at once: it may ask for a million */
+#define PORTION			5000
+
 /* how long the triggers of a table may hold the worker up, for one batch */
 #define USER_CODE_MS	5000
 
@@ -72,16 +75,17 @@ static FiniStatement late_statement = {
 static FiniStatement settled_statement = {
 	.sql = "SELECT s.id, s.relation::oid, s.own_ref, coalesce(st.record_id, s.record_id),"
 	"  CASE WHEN st.record_id IS NULL THEN s.state ELSE 'accepted' END, s.error_code, s.error_message, s.operation"
-	" FROM unnest($1) AS m(id) JOIN fini.submission s ON s.id = m.id JOIN fini.attachment a ON a.relation = s.relation"
+	" FROM fini.submission s JOIN fini.attachment a ON a.relation = s.relation"
 	" LEFT JOIN LATERAL (SELECT l.record_id FROM (SELECT p.operation, p.record_id FROM fini.submission p"
 	"   WHERE p.own_ref = s.own_ref AND p.relation = s.relation AND p.state = 'accepted' AND NOT p.stray"
 	"   ORDER BY p.settled_at DESC, p.id DESC LIMIT 1) l WHERE l.operation <> 'invalidate') st"
 	"  ON s.state = 'cancelled' AND s.operation = 'add'"
-	" WHERE s.settled_at IS NOT NULL AND NOT s.stray",
+	" WHERE s.id = ANY ($1) AND s.settled_at IS NOT NULL AND NOT s.stray",
 	.nargs = 1, .types = {INT8ARRAYOID}
 };
 
 static void begin_worker_writes(void);
+static int	compare_ids(const void *a, const void *b);
 static void write_ids(int n, const int64 *ids, bool by_worker);
 static void write_batch(const FiniBatch *batch, bool by_worker);
 static void write_table(const FiniBatch *batch, Oid relid, bool by_worker);
@@ -144,10 +148,30 @@ fini_sql_write_back(PG_FUNCTION_ARGS)
 		if (!nulls[i])
 			ids[count++] = DatumGetInt64(values[i]);
 	}
+	/* of several operations of one row the last one counts */
+	qsort(ids, count, sizeof(int64), compare_ids);
 	SPI_connect();
-	fini_outbox_write_back(count, ids);
+	for (int i = 0; i < count; i += PORTION)
+	{
+		MemoryContext portion = AllocSetContextCreate(CurrentMemoryContext, "fini written back", ALLOCSET_DEFAULT_SIZES);
+		MemoryContext old = MemoryContextSwitchTo(portion);
+
+		CHECK_FOR_INTERRUPTS();
+		fini_outbox_write_back(Min(PORTION, count - i), ids + i);
+		MemoryContextSwitchTo(old);
+		MemoryContextDelete(portion);
+	}
 	SPI_finish();
 	PG_RETURN_VOID();
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64		x = *(const int64 *) a;
+	int64		y = *(const int64 *) b;
+
+	return (x > y) - (x < y);
 }
 
 /* the worker's transaction has nothing else deferred; see the top */
@@ -162,11 +186,13 @@ begin_worker_writes(void)
 static void
 write_ids(int n, const int64 *ids, bool by_worker)
 {
+	MemoryContext old = CurrentMemoryContext;
 	Datum		values[1] = {fini_outbox_int8_array(n, ids)};
 	SPITupleTable *table;
 	uint64		rows;
 
 	(void) fini_outbox_execute(&settled_statement, values, NULL, 0);
+	MemoryContextSwitchTo(old);
 	table = SPI_tuptable;
 	rows = SPI_processed;
 	for (int pass = FINI_OPERATION_ADD; pass <= FINI_OPERATION_INVALIDATE; pass++)

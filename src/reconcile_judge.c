@@ -45,8 +45,8 @@ static FiniStatement seen_statement = {
 
 /* of the operations not seen: those that are the last word of their own_ref, and of which no page said anything else */
 static FiniStatement unseen_statement = {
-	.sql = "SELECT s.own_ref, s.record_id FROM unnest($2) AS u(id) JOIN fini.submission s ON s.id = u.id"
-	" WHERE NOT EXISTS (SELECT FROM fini.submission o WHERE o.own_ref = s.own_ref AND (" FINI_RECONCILE_TOUCHED("o", "$3")
+	.sql = "SELECT s.own_ref, s.record_id FROM fini.submission s"
+	" WHERE s.id = ANY ($2) AND NOT EXISTS (SELECT FROM fini.submission o WHERE o.own_ref = s.own_ref AND (" FINI_RECONCILE_TOUCHED("o", "$3")
 	"  OR (o.relation = s.relation AND o.state = 'accepted' AND NOT o.stray AND (o.settled_at, o.id) > (s.settled_at, s.id))))"
 	" AND NOT EXISTS (SELECT FROM fini.reconcile_candidate c WHERE c.run_id = $1 AND c.key = " FINI_RECONCILE_KEY("s.own_ref")
 	"  AND c.own_ref = s.own_ref)",

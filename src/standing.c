@@ -17,9 +17,9 @@ static FiniStatement standing_statement = {
 	"  WHEN l.operation IS NOT NULL THEN 's' WHEN p.state = 'rejected' THEN 'r' ELSE 'n' END"
 	" FROM ROWS FROM (unnest($2)) WITH ORDINALITY AS u(r, n)"
 	" LEFT JOIN LATERAL (SELECT s.operation, s.state FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
-	"  AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray ORDER BY s.id DESC LIMIT 1) l ON true"
+	"  AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray " FINI_LAST_OPERATION ") l ON true"
 	" LEFT JOIN LATERAL (SELECT s.state FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
-	"  AND s.state <> 'cancelled' AND NOT s.stray ORDER BY s.id DESC LIMIT 1) p ON true ORDER BY u.n",
+	"  AND s.state <> 'cancelled' AND NOT s.stray " FINI_LAST_OPERATION ") p ON true ORDER BY u.n",
 	.nargs = 2, .types = {OIDOID, TEXTARRAYOID}
 };
 

@@ -25,7 +25,7 @@ my $fini = FiniTest->armed_cluster(settings => { 'fini.rate_limit' => 0 }, gatew
 my $json = JSON::PP->new->utf8->canonical;
 
 # waiting by polling fini.submission would go through all of it each time
-sub settled { return $fini->sql("select fini.wait(timeout => '2 hours')") eq 't' || die "not settled\n" }
+sub settled { return $fini->wait_for(sub { $fini->sql("select fini.wait(timeout => '5 s')") eq 't' }, 'everything to be settled', 3600) }
 sub worker_pid { return $fini->sql('select worker_pid from fini.status') }
 sub queries { return $fini->stats->{requests}{'subscriptions/query'} // 0 }
 sub applicant { my ($i) = @_; return { idType => 'PASSPORT', idCountryJurisdiction => 'GBR', idNum => sprintf('PX%07d', $i), fullNameEng => "SECRETNAME, Jane $i", fullNameChi => "\x{9673}$i" } }
@@ -231,6 +231,26 @@ $run = $fini->sql(q{select fini.start_reconcile('applications', '1234')});
 is($fini->sql("select fini.wait_reconcile($run)"), 't', 'a run can be waited for');
 is($fini->sql("select kind, count(*) from fini.discrepancy where run_id = $run group by 1"), "field_differs|$each", 'only the own_refs that FINI has otherwise are left');
 is($fini->sql("select count(*) from fini.repair_plan($run)"), 0, 'which no repair can mend');
+is($fini->stats->{duplicates}, 0, 'no application stands twice');
+
+# --- a restore: the outbox knows nothing of what stands, and the rows say so ---
+
+$fini->sql(q{delete from fini.submission; delete from fini.tally; set session_replication_role = replica; update applications set record_id = null, fini_state = null}, timeout => 3600);
+my $active = $rows - 2 * $each;	# but those withdrawn, and those that FINI has under another own_ref
+$pid = worker_pid();
+$began = time;
+$cpu = FiniSize::cpu($pid);
+$run = $fini->sql(q{select fini.start_reconcile('applications', '1234')});
+$peak = watch($pid, "select state <> 'running' from fini.reconcile_run where run_id = $run", 'the run to end');
+is($fini->sql("select kind, count(*) from fini.discrepancy where run_id = $run and own_ref like 'R%' group by 1"), "record_id_differs|$active", 'after a restore every record is one that its row does not know');
+cmp_ok($peak, '<', 100 * 1024, "the worker's private memory stays below 100 MB ($peak kB)");
+$say->(sprintf 'after a restore: %.1f us of the worker\'s CPU a record, in %.0f s; at most %d kB private', (FiniSize::cpu($pid) - $cpu) * 1e6 / $active, time - $began, $peak);
+$began = time;
+is($fini->sql("select fini.repair($run, '{record_id_differs}')", timeout => 7200), $active, 'repair adopts them');
+$say->(sprintf '%d records adopted in %.0f s', $active, time - $began);
+is($fini->sql(q{select count(*) from applications where fini_state = 'accepted' and record_id is not null}), $active, 'and the rows are told');
+$fini->sql(q{select fini.pause('test')});
+is($fini->sql(q{select fini.submit('applications')}), $rows - $active, 'and no other row counts as sent');
 is($fini->stats->{duplicates}, 0, 'no application stands twice');
 
 done_testing();
