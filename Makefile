@@ -28,7 +28,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter
 ifeq ($(WERROR),1)
 PG_CFLAGS += -Werror
 endif
-SHLIB_LINK = -lcurl -lcrypto
+SHLIB_LINK = -lcurl -lssl -lcrypto
 # hardened whatever PostgreSQL was built with (t/096_hardening.pl); checked functions need an optimizing build
 PG_CFLAGS += -fstack-protector-strong
 PG_CPPFLAGS = $(if $(filter -O1 -O2 -O3 -Os,$(CFLAGS)),-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)

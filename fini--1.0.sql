@@ -299,7 +299,7 @@ COMMENT ON FUNCTION fini._cluster() IS 'which cluster this is: what fini.arm() b
  * later timeline and a primary that it streamed from.
  */
 CREATE FUNCTION fini._may_send(OUT armed boolean, OUT paused boolean, OUT doubt_below bigint)
-LANGUAGE sql VOLATILE AS $$
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 	SELECT coalesce(c.system_identifier = k.system_identifier
 					AND (c.home = k.home OR (k.streaming AND k.timeline > c.timeline)), false),
 		c.paused_at IS NOT NULL, c.doubt_below
@@ -313,7 +313,7 @@ COMMENT ON FUNCTION fini._may_send() IS 'is this cluster armed, and is it paused
  * than the extension in this database: they came with a dump.
  */
 CREATE FUNCTION fini._adopt_timeline() RETURNS void
-LANGUAGE sql VOLATILE AS $$
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 	UPDATE fini.control c SET timeline = k.timeline, home = k.home,
 		doubt_below = coalesce((SELECT max(s.id) FROM fini.submission s WHERE c.timeline IS NOT NULL OR s.created_at < c.created_at), 0)
 	FROM fini._cluster() k
@@ -369,16 +369,16 @@ DECLARE
 	qualified text;
 BEGIN
 	-- where CREATE TABLE would put it, so that what is returned is what was created
-	IF pg_catalog.cardinality(parts) = 1 AND current_schema IS NOT NULL THEN
+	IF pg_catalog.cardinality(parts) OPERATOR(pg_catalog.=) 1 AND current_schema IS NOT NULL THEN
 		parts := pg_catalog.array_prepend(current_schema::text, parts);
 	END IF;
-	IF pg_catalog.cardinality(parts) > 2 THEN
+	IF pg_catalog.cardinality(parts) OPERATOR(pg_catalog.>) 2 THEN
 		RAISE invalid_name USING MESSAGE = pg_catalog.format('"%s" is no table name', name),
 			HINT = 'Give a name, or schema and name.';
 	END IF;
 	SELECT pg_catalog.string_agg(pg_catalog.quote_ident(p), '.' ORDER BY n) INTO qualified
 	FROM pg_catalog.unnest(parts) WITH ORDINALITY AS u(p, n);
-	EXECUTE 'CREATE TABLE ' || qualified || ' (
+	EXECUTE 'CREATE TABLE ' OPERATOR(pg_catalog.||) qualified OPERATOR(pg_catalog.||) ' (
 		own_ref text PRIMARY KEY,
 		ipo_id text NOT NULL,
 		app_quantity bigint,
@@ -593,6 +593,7 @@ CREATE TABLE fini.reconcile_run (
 	phase			text NOT NULL DEFAULT 'pages' CHECK (phase IN ('pages', 'rows', 'candidates')),
 	pages			bigint NOT NULL DEFAULT 0,
 	cursor			text,
+	cursor_mark		text,
 	reached			bigint NOT NULL DEFAULT 0,
 	progress_at		timestamptz,
 	failures		integer NOT NULL DEFAULT 0,
@@ -670,7 +671,7 @@ AS 'MODULE_PATHNAME', 'fini_sql_start_reconcile';
 COMMENT ON FUNCTION fini.start_reconcile(regclass, text) IS 'has the worker compare every row of the table for this IPO with every record at FINI; returns the run_id at once';
 
 CREATE FUNCTION fini._forget_runs(older_than interval) RETURNS bigint
-LANGUAGE sql VOLATILE AS $$
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 	WITH gone AS (
 		DELETE FROM fini.reconcile_run r WHERE r.state <> 'running' AND r.finished_at < clock_timestamp() - older_than RETURNING 1
 	)
@@ -679,7 +680,7 @@ $$;
 COMMENT ON FUNCTION fini._forget_runs(interval) IS 'deletes reconciliation runs that ended longer ago, with their discrepancies; returns how many';
 
 CREATE FUNCTION fini._end_reconcile(run_id bigint, state text, error text) RETURNS boolean
-LANGUAGE plpgsql VOLATILE AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	run fini.reconcile_run;
@@ -1264,7 +1265,7 @@ COMMENT ON TABLE fini.purged IS 'how many operations of an IPO that had ended in
 SELECT pg_catalog.pg_extension_config_dump('fini.purged', '');
 
 CREATE FUNCTION fini._tally_differences(OUT ipo_id text, OUT state text, OUT tallied bigint, OUT counted bigint)
-RETURNS SETOF record LANGUAGE sql STABLE AS $$
+RETURNS SETOF record LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 	SELECT x.ipo_id, x.state, sum(x.t)::bigint, sum(x.c)::bigint
 	FROM (SELECT t.ipo_id, t.state, t.n AS t, 0 AS c FROM fini.tally t
 		  UNION ALL

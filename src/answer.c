@@ -19,6 +19,14 @@
 /* shorter values blank out more than they protect */
 #define MIN_BLANKED		3
 
+/* of an answer or request; far beyond a page of 1000 records, and what jsonb makes of them fits into memory */
+#define MAX_VALUES		1000000
+#define MAX_ENTRIES		100000
+
+/* digits of a number's exponent: 1e131071 is nine bytes of JSON, and a text of 128 kB */
+#define MAX_EXPONENT	2
+
+static bool is_bounded(const char *json);
 static JsonbValue *find_field(JsonbContainer *object, const char *name);
 static char *scalar_text(const JsonbValue *value);
 static bool first_exception(JsonbContainer *object, const char **code, const char **message);
@@ -58,6 +66,8 @@ fini_answer_parse(const char *text, Size len)
 	{
 		answer->data = data->val.binary.data;
 		answer->entries = JsonContainerSize(answer->data);
+		if (answer->entries > MAX_ENTRIES)
+			return NULL;
 	}
 	return answer;
 }
@@ -148,7 +158,7 @@ fini_answer_to_jsonb(const char *text, Size len)
 	Jsonb	   *volatile json = NULL;
 
 	/* jsonb_in takes the encoding for granted; an embedded NUL, invalid too, would hide what follows */
-	if (len > INT_MAX || !pg_verify_mbstr(GetDatabaseEncoding(), text, (int) len, true))
+	if (len > INT_MAX || !pg_verify_mbstr(GetDatabaseEncoding(), text, (int) len, true) || !is_bounded(text))
 		return NULL;
 	PG_TRY();
 	{
@@ -188,6 +198,42 @@ fini_answer_clean_text(const char *text, JsonbContainer *entry)
 			*p = ' ';
 	}
 	return copy;
+}
+
+/*
+ * A small text can ask for much memory: by millions of values, each of which
+ * is a struct while jsonb is being made of it, or by numbers with an exponent,
+ * which are written out.  Well-formed it need not be.
+ */
+static bool
+is_bounded(const char *json)
+{
+	int64		values = 1;
+
+	for (const char *c = json; *c != '\0'; c++)
+	{
+		if (*c == '"')
+		{
+			for (c++; *c != '"' && *c != '\0'; c++)
+			{
+				if (*c == '\\' && c[1] != '\0')
+					c++;
+			}
+			if (*c == '\0')
+				break;
+		}
+		else if (*c == ',' || *c == '[' || *c == '{')
+			values++;
+		else if ((*c == 'e' || *c == 'E') && c > json && c[-1] >= '0' && c[-1] <= '9')
+		{
+			c += 1 + (c[1] == '+' || c[1] == '-');
+			c += strspn(c, "0");
+			if (strspn(c, "0123456789") > MAX_EXPONENT)
+				return false;
+			c--;
+		}
+	}
+	return values <= MAX_VALUES;
 }
 
 static JsonbValue *

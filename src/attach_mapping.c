@@ -29,6 +29,7 @@
 #include "answer.h"
 #include "attach.h"
 #include "compat.h"
+#include "identity.h"
 #include "outbox.h"
 #include "source.h"
 
@@ -115,10 +116,16 @@ fini_attach_check_partition(Oid relid, Oid root)
 	const char *hint = NULL;
 	Jsonb	   *fields;
 	Jsonb	   *outcome;
+	FiniIdentity saved;
+	bool		attached;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for relation %u", relid);
 	class = (Form_pg_class) GETSTRUCT(tuple);
+	/* not along the caller's search path, on which somebody may have put operators */
+	fini_identity_enter_extension(&saved);
+	attached = fini_outbox_attachment(relid, &fields, &outcome);
+	fini_identity_leave(&saved);
 	if (class->relpersistence == RELPERSISTENCE_UNLOGGED)
 	{
 		reason = "It is unlogged: empty after a crash, when its applications still stand at FINI.";
@@ -129,7 +136,7 @@ fini_attach_check_partition(Oid relid, Oid root)
 		reason = "Its rows live elsewhere and can change without a trigger here.";
 		hint = "Use ordinary tables as partitions.";
 	}
-	else if (fini_outbox_attachment(relid, &fields, &outcome))
+	else if (attached)
 	{
 		reason = "It is attached itself.";
 		hint = "Detach it first, with fini.detach. What it has sent stays known under its own name.";

@@ -298,6 +298,7 @@ judge(FiniCall *call)
 	const char *code;
 	const char *message;
 	JsonbContainer *sent;
+	bool		hide;
 
 	if (call->http.outcome == FINI_HTTP_ANSWERED)
 		call->answer = read_answer(call, &problem);
@@ -306,8 +307,12 @@ judge(FiniCall *call)
 		message = problem;
 
 	sent = payload_container(call);
+	/* what was sent can be blanked only by who can read it */
+	hide = sent == NULL && call->sealed && call->payload != NULL && call->verdict != FINI_VERDICT_PROCESSED &&
+		call->http.outcome == FINI_HTTP_ANSWERED && message != problem;
 	strlcpy(call->code, fini_answer_clean_text(code, sent), sizeof(call->code));
-	strlcpy(call->message, fini_answer_clean_text(message, sent), sizeof(call->message));
+	strlcpy(call->message, hide ? "the gateway's message is withheld, as what was sent is too large to be looked for in it" :
+			fini_answer_clean_text(message, sent), sizeof(call->message));
 }
 
 /* NULL, and what is the matter, when it cannot be read */

@@ -42,6 +42,7 @@ fini_sql_check(PG_FUNCTION_ARGS)
 {
 	FiniCheck	check = {0};
 
+	fini_shared_refuse_worker();
 	InitMaterializedSRF(fcinfo, 0);
 	check.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	check.slot = fini_shared_my_slot();

@@ -18,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include <openssl/bn.h>
 #include <openssl/core_names.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
@@ -397,6 +398,8 @@ parse_public_key(const uint8 *der, Size len)
 static const char *
 public_key_defect(EVP_PKEY *pkey)
 {
+	BIGNUM	   *exponent = NULL;
+	bool		encrypts;
 	int			bits;
 
 	if (!EVP_PKEY_is_a(pkey, "RSA"))
@@ -404,7 +407,13 @@ public_key_defect(EVP_PKEY *pkey)
 	bits = EVP_PKEY_get_bits(pkey);
 	if (bits < MIN_RSA_BITS || bits > MAX_RSA_BITS)
 		return "It must have between 2048 and 8192 bits.";
-	return NULL;
+
+	/* the power of 1 is no encryption, and that of an even number cannot be undone */
+	if (EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_E, &exponent) != 1)
+		fini_cipher_failed("read a public key");
+	encrypts = BN_is_odd(exponent) && !BN_is_one(exponent);
+	BN_free(exponent);
+	return encrypts ? NULL : "Its exponent must be odd, and greater than 1.";
 }
 
 static void

@@ -72,6 +72,7 @@ fini_direct_begin(void)
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("fini cannot call the gateway during recovery"),
 				 errhint("Call it on the primary.")));
+	fini_shared_refuse_worker();
 	return fini_shared_require_slot();
 }
 
@@ -278,14 +279,14 @@ each_page(FunctionCallInfo fcinfo, PageCall make, void *arg, PageRow put)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	FiniSlotShared *slot = fini_direct_begin();
 	MemoryContext outer = CurrentMemoryContext;
-	char	   *cursor = NULL;
+	FiniPages	pages = {0};
+	FiniPageTurn turn;
 
 	if (rsinfo->setResult == NULL)
 		InitMaterializedSRF(fcinfo, 0);
 	do
 	{
-		FiniCall   *call = make(arg, cursor);
-		char	   *next;
+		FiniCall   *call = make(arg, pages.n > 0 ? pages.cursor : NULL);
 
 		call->exact = true;
 		fini_direct_perform(call, slot);
@@ -301,15 +302,14 @@ each_page(FunctionCallInfo fcinfo, PageCall make, void *arg, PageRow put)
 			put(rsinfo, record);
 		}
 		MemoryContextSwitchTo(outer);
-		next = call->answer->next_cursor != NULL ? pstrdup(call->answer->next_cursor) : NULL;
-		if (next != NULL && (fini_query_cursor_stuck(cursor, next) || call->answer->entries <= 0))
+		turn = fini_query_turn(&pages, call->answer);
+		if (turn == FINI_PAGES_STUCK)
 			ereport(ERROR,
 					(errcode(FINI_ERRCODE_UNREADABLE),
 					 errmsg("the pages of %s do not end", fini_endpoint(call->endpoint)->name),
 					 errdetail("The gateway's next cursor does not lead to a next page.")));
 		fini_call_free(call);
-		cursor = next;
-	} while (cursor != NULL);
+	} while (turn == FINI_PAGES_MORE);
 }
 
 static FiniCall *

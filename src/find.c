@@ -20,8 +20,8 @@
  * - all pages, from the first one.  Only what this has not found is absent.
  *   Then flight_end.c has it sent again under the same request ID.
  *
- * A cursor that does not move on would keep a look going for ever; it is
- * given up and begun again later.
+ * Pages that do not end would keep a look going for ever; it is given up and
+ * begun again later.
  */
 #include "postgres.h"
 
@@ -77,7 +77,7 @@ typedef struct Look
 	int			records;
 	int			first_record;	/* of the page */
 	char	   *tail;			/* where LOOK_NEWEST begins; NULL: not known */
-	char	   *cursor;			/* of the page that comes next, or is under way; NULL: the first */
+	FiniPages	pages;			/* their cursor is that of the page that comes next, or is under way; "": the first */
 	FiniCall   *call;			/* the page under way; NULL: none */
 	int			failures;		/* in a row; they outlive the look's being begun again */
 	int64		not_before_us;
@@ -304,11 +304,11 @@ seek(Look *look, FiniFlight *flight)
 static void
 next_phase(Look *look)
 {
-	look->cursor = NULL;
+	memset(&look->pages, 0, sizeof(look->pages));
 	if (look->phase == LOOK_RECORDS && look->tail != NULL && look->open_adds > 0)
 	{
 		look->phase = LOOK_NEWEST;
-		look->cursor = look->tail;
+		strlcpy(look->pages.cursor, look->tail, sizeof(look->pages.cursor));
 	}
 	else
 		look->phase = LOOK_ALL;
@@ -370,7 +370,7 @@ page_failed(FiniSlotShared *slot, Look *look)
 		(call->verdict == FINI_VERDICT_REJECTED || call->verdict == FINI_VERDICT_WRONG))
 	{
 		look->phase = LOOK_ALL;
-		look->cursor = NULL;
+		memset(&look->pages, 0, sizeof(look->pages));
 		return;
 	}
 	look->failures++;
@@ -411,7 +411,7 @@ send_page(FiniSlotShared *slot, Look *look)
 
 		MemoryContextSwitchTo(look->context);
 		look->call = fini_query_page(look->ipo_id, records, records > 0 ? look->record_ids + look->first_record : NULL,
-									 NULL, look->cursor);
+									 NULL, look->pages.cursor[0] != '\0' ? look->pages.cursor : NULL);
 		look->call->ticket = ticket;
 		fini_call_send(look->call, access);
 	}
@@ -425,7 +425,8 @@ send_page(FiniSlotShared *slot, Look *look)
 static bool
 take_page(Look *look, FiniAnswer *answer)
 {
-	char	   *next = answer->next_cursor ? MemoryContextStrdup(look->context, answer->next_cursor) : NULL;
+	char		cursor[FINI_MAX_CURSOR + 1];
+	FiniPageTurn turn;
 	bool		ended;
 
 	for (int i = 0; i < answer->entries; i++)
@@ -436,25 +437,30 @@ take_page(Look *look, FiniAnswer *answer)
 			take_record(look, record);
 	}
 
-	if (next != NULL && look->open > 0 && fini_query_cursor_stuck(look->cursor, next))
+	strlcpy(cursor, look->pages.cursor, sizeof(cursor));
+	turn = fini_query_turn(&look->pages, answer);
+	if (turn == FINI_PAGES_STUCK && look->open > 0)
 	{
-		look->failures++;
+		if (look->failures++ == 0)
+			ereport(LOG,
+					(errmsg("fini: could not look for what is in doubt of IPO \"%s\"", look->ipo_id),
+					 errdetail("The pages of subscriptions/query do not end.")));
 		return false;
 	}
 	look->failures = 0;
-	ended = look->open == 0 || next == NULL;
+	ended = look->open == 0 || turn == FINI_PAGES_END;
 	/* of a look that ended early only if it tells more than what is known */
 	if (ended && look->phase != LOOK_RECORDS &&
-		(next == NULL || look->phase == LOOK_NEWEST || look->tail == NULL))
-		fini_tail_keep(look->ipo_id, look->tail, look->cursor);
+		(turn == FINI_PAGES_END || look->phase == LOOK_NEWEST || look->tail == NULL))
+		fini_tail_keep(look->ipo_id, look->tail, cursor[0] != '\0' ? cursor : NULL);
 
 	/* the next IDs */
-	if (look->phase == LOOK_RECORDS && next == NULL)
+	if (look->phase == LOOK_RECORDS && turn == FINI_PAGES_END)
 	{
+		memset(&look->pages, 0, sizeof(look->pages));
 		look->first_record += FINI_QUERY_PAGE;
 		ended = look->open == 0 || look->first_record >= look->records;
 	}
-	look->cursor = next;
 	return ended;
 }
 

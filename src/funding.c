@@ -57,7 +57,7 @@ static struct
 	MemoryContext context;		/* NULL: nothing */
 	FiniConfirmations batch;
 	HTAB	   *sought;
-	char	   *cursor;
+	FiniPages	pages;			/* of the look */
 	int64		looked_us;		/* when the last page had been read; 0: it has not been */
 	FiniCall   *call;			/* under way; NULL: none */
 } hand;
@@ -246,7 +246,7 @@ take_up(void)
 		return false;
 	}
 	hand.context = context;
-	hand.cursor = NULL;
+	memset(&hand.pages, 0, sizeof(hand.pages));
 	hand.looked_us = 0;
 	seek();
 	return true;
@@ -283,7 +283,7 @@ begin_call(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 	FiniCall   *call;
 
 	if (hand.looked_us == 0)
-		call = fini_query_funding_page(hand.batch.ipo_id, hand.cursor);
+		call = fini_query_funding_page(hand.batch.ipo_id, hand.pages.n > 0 ? hand.pages.cursor : NULL);
 	else if (claim())
 		call = build();
 	else
@@ -349,8 +349,6 @@ build(void)
 static bool
 take_page(FiniAnswer *answer)
 {
-	char	   *next = answer->next_cursor != NULL ? MemoryContextStrdup(hand.context, answer->next_cursor) : NULL;
-
 	for (int i = 0; i < answer->entries; i++)
 	{
 		JsonbContainer *row;
@@ -366,10 +364,7 @@ take_page(FiniAnswer *answer)
 		sought->member->seen = status != NULL ? MemoryContextStrdup(hand.context, status) : NULL;
 	}
 	/* pages that do not end: what has been seen by now is taken, the rest is FINI's to judge */
-	if (next != NULL && (fini_query_cursor_stuck(hand.cursor, next) || answer->entries <= 0))
-		next = NULL;
-	hand.cursor = next;
-	return next == NULL;
+	return fini_query_turn(&hand.pages, answer) != FINI_PAGES_MORE;
 }
 
 static void

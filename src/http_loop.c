@@ -15,8 +15,11 @@
  */
 #include "postgres.h"
 
+#include <malloc.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/socket.h>
 
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -26,6 +29,9 @@
 #include "compat.h"
 #include "http_private.h"
 #include "settings.h"
+
+/* sockets that we keep in view: those of fini.max_in_flight, and more */
+#define MAX_SOCKETS				256
 
 /* most sockets that one transfer can wait for: racing connection attempts, its resolver */
 #define SOCKETS_PER_TRANSFER	8
@@ -61,8 +67,10 @@ static WaitEventSet *wait_set = NULL;
 static bool wait_set_stale = true;	/* the set of sockets changed */
 
 static int	open_sockets = 0;	/* by libcurl */
+static curl_socket_t open_fds[MAX_SOCKETS]; /* the first of them */
 static int	reported_sockets = 0;	/* to fd.c */
 
+static int	port_of(curl_socket_t fd, int (*name) (int fd, struct sockaddr *address, socklen_t *len));
 static void make_room(void);
 static void collect_finished(void);
 static void finish(FiniTransfer *transfer, CURLcode result);
@@ -72,6 +80,8 @@ static void prepare_wait_set(void);
 static uint32 wait_events(int what);
 static int	socket_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static int	timer_changed(CURLM *handle, long timeout_ms, void *arg);
+static void free_cleansed(void *memory);
+static void *realloc_cleansed(void *memory, size_t size);
 static void enter_libcurl(sigset_t *saved);
 static void leave_libcurl(const sigset_t *saved);
 
@@ -86,7 +96,8 @@ fini_loop_open(void)
 	make_room();
 	enter_libcurl(&saved);
 	if (!library_ready)
-		library_ready = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
+		library_ready = curl_global_init_mem(CURL_GLOBAL_DEFAULT, malloc, free_cleansed, realloc_cleansed,
+											 strdup, calloc) == CURLE_OK;
 	if (library_ready && multi == NULL && (multi = curl_multi_init()) != NULL)
 	{
 		ok = curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, socket_changed) == CURLM_OK &&
@@ -276,11 +287,55 @@ fini_loop_wait(int64 until_us, uint32 wait_event_info)
 		(event.events & WL_LATCH_SET) != 0;
 }
 
-/* libcurl opened (1) or closed (-1) a socket; fd.c hears of it once libcurl is off the stack */
+/* libcurl opened or closed a socket; fd.c hears of it once libcurl is off the stack */
 void
-fini_loop_count_socket(int change)
+fini_loop_socket_opened(curl_socket_t fd)
 {
-	open_sockets += change;
+	if (open_sockets < MAX_SOCKETS)
+		open_fds[open_sockets] = fd;
+	open_sockets++;
+}
+
+void
+fini_loop_socket_closed(curl_socket_t fd)
+{
+	int			known = Min(open_sockets, MAX_SOCKETS);
+
+	for (int i = 0; i < known; i++)
+	{
+		if (open_fds[i] != fd)
+			continue;
+		open_fds[i] = open_fds[known - 1];
+		/* of those beyond the list, if any, none is known to take its place */
+		open_fds[known - 1] = CURL_SOCKET_BAD;
+		break;
+	}
+	open_sockets--;
+}
+
+/* libcurl tells a callback the ports of a connection, but not its socket; CURL_SOCKET_BAD: not found */
+curl_socket_t
+fini_loop_socket_of(int local_port, int remote_port)
+{
+	for (int i = 0; i < Min(open_sockets, MAX_SOCKETS); i++)
+	{
+		if (open_fds[i] != CURL_SOCKET_BAD && port_of(open_fds[i], getsockname) == local_port &&
+			port_of(open_fds[i], getpeername) == remote_port)
+			return open_fds[i];
+	}
+	return CURL_SOCKET_BAD;
+}
+
+static int
+port_of(curl_socket_t fd, int (*name) (int fd, struct sockaddr *address, socklen_t *len))
+{
+	struct sockaddr_storage address;
+	socklen_t	len = sizeof(address);
+
+	if (name(fd, (struct sockaddr *) &address, &len) != 0)
+		return -1;
+	return address.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *) &address)->sin6_port) :
+		address.ss_family == AF_INET ? ntohs(((struct sockaddr_in *) &address)->sin_port) : -1;
 }
 
 /* so that no callback ever has to allocate */
@@ -322,10 +377,12 @@ collect_finished(void)
 static void
 finish(FiniTransfer *transfer, CURLcode result)
 {
+	curl_multi_remove_handle(multi, transfer->easy);	/* its connection is free for the next */
+	if (fini_transfer_begin_anew(transfer) && curl_multi_add_handle(multi, transfer->easy) == CURLM_OK)
+		return;
 	transfer->result = result;
 	dlist_delete(&transfer->node);
 	dlist_push_tail(&done, &transfer->node);
-	curl_multi_remove_handle(multi, transfer->easy);	/* its connection is free for the next */
 }
 
 /* libcurl itself is in trouble: every transfer ends as it stands, and we start anew */
@@ -437,6 +494,40 @@ timer_changed(CURLM *handle, long timeout_ms, void *arg)
 {
 	timer_due_us = timeout_ms < 0 ? -1 : fini_monotonic_us() + (int64) timeout_ms * 1000;
 	return 0;
+}
+
+/*
+ * libcurl's memory.  Headers with the token, forms with assertions, bodies and
+ * answers pass through buffers of its own, which it gives back as they are.
+ * Where another library of this process has set libcurl up before, they are
+ * left so.
+ */
+static void
+free_cleansed(void *memory)
+{
+	if (memory != NULL)
+		fini_secret_cleanse(memory, malloc_usable_size(memory));
+	free(memory);
+}
+
+static void *
+realloc_cleansed(void *memory, size_t size)
+{
+	size_t		before = memory != NULL ? malloc_usable_size(memory) : 0;
+	void	   *moved;
+
+	/* in its place where it shrinks, or has grown already */
+	if (memory != NULL && size > 0 && size <= before)
+		return memory;
+	moved = malloc(size);
+	if (moved == NULL)
+		return NULL;
+	if (memory != NULL)
+	{
+		memcpy(moved, memory, Min(before, size));
+		free_cleansed(memory);
+	}
+	return moved;
 }
 
 static void

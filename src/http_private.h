@@ -42,7 +42,10 @@ typedef struct FiniTransfer
 	Size		max;
 	Size		header_bytes;
 	int			retry_after;	/* seconds, -1: none */
+	int			opened;			/* sockets; 0: it has a kept connection */
 	int			sends;			/* how often libcurl began to send the request: 0 or 1 */
+	bool		stale;			/* its kept connection was no good, and nothing has been sent */
+	bool		fresh;			/* it was given a new one for that */
 	bool		resend_refused; /* it wanted to once more */
 	bool		too_large;
 	bool		too_late;		/* it was about to send after the time given */
@@ -53,6 +56,7 @@ typedef struct FiniTransfer
 
 /* http_transfer.c */
 extern FiniTransfer *fini_transfer_create(FiniHttpRequest *req, bool fresh_connection);
+extern bool fini_transfer_begin_anew(FiniTransfer *transfer);
 extern void fini_transfer_complete(FiniTransfer *transfer);
 extern void fini_transfer_destroy(FiniTransfer *transfer);
 extern curl_socket_t fini_transfer_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address);
@@ -70,6 +74,8 @@ extern FiniTransfer *fini_loop_finished(const FiniHttpRequest *wanted);
 extern int	fini_loop_count(void);
 extern void fini_loop_drive(void);
 extern bool fini_loop_wait(int64 until_us, uint32 wait_event_info);
-extern void fini_loop_count_socket(int change);
+extern void fini_loop_socket_opened(curl_socket_t fd);
+extern void fini_loop_socket_closed(curl_socket_t fd);
+extern curl_socket_t fini_loop_socket_of(int local_port, int remote_port);
 
 #endif							/* FINI_HTTP_PRIVATE_H */

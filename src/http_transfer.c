@@ -14,10 +14,12 @@
 #include "postgres.h"
 
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <openssl/ssl.h>
 #include <openssl/x509_vfy.h>
 
 #include "http_private.h"
@@ -39,12 +41,14 @@
 static bool add_header(FiniTransfer *transfer, const char *header);
 static CURLcode set_options(FiniTransfer *transfer, const FiniHttpRequest *req, bool fresh_connection);
 static CURLcode set_tls_options(CURL *easy);
+static CURLcode harden_tls(CURL *easy, void *context, void *arg);
 static CURLcode set_callbacks(FiniTransfer *transfer);
 static size_t write_body(char *data, size_t size, size_t count, void *arg);
 static bool make_room(FiniTransfer *transfer, Size len);
 static size_t read_header(char *data, size_t size, size_t count, void *arg);
 static int	parse_retry_after(const char *value, size_t len);
 static int	before_sending(void *arg, char *remote_ip, char *local_ip, int remote_port, int local_port);
+static bool has_something_to_read(curl_socket_t fd);
 static void describe_failure(const FiniTransfer *transfer, char *dst, Size size);
 static FiniHttpFailure failure_of(const FiniTransfer *transfer);
 static bool names_setting(const char *message);
@@ -102,6 +106,19 @@ fini_transfer_create(FiniHttpRequest *req, bool fresh_connection)
 	if (content_type != NULL)
 		pfree(content_type);
 	return transfer;
+}
+
+/* nothing has been sent, since the kept connection was no good: ready for a new one, once; false: it ends so */
+bool
+fini_transfer_begin_anew(FiniTransfer *transfer)
+{
+	if (!transfer->stale || transfer->fresh ||
+		curl_easy_setopt(transfer->easy, CURLOPT_FRESH_CONNECT, 1L) != CURLE_OK)
+		return false;
+	transfer->stale = false;
+	transfer->fresh = true;
+	transfer->message[0] = '\0';
+	return true;
 }
 
 /* fill in the request from its finished transfer; may raise an error for lack of memory */
@@ -176,8 +193,9 @@ fini_transfer_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr 
 	}
 	/* programs that the server starts must not inherit it */
 	fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+	transfer->opened++;
 	if (fd != CURL_SOCKET_BAD)
-		fini_loop_count_socket(1);
+		fini_loop_socket_opened(fd);
 	return fd;
 }
 
@@ -185,7 +203,7 @@ fini_transfer_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr 
 int
 fini_transfer_close_socket(void *arg, curl_socket_t fd)
 {
-	fini_loop_count_socket(-1);
+	fini_loop_socket_closed(fd);
 	return close(fd);
 }
 
@@ -271,7 +289,24 @@ set_tls_options(CURL *easy)
 	}
 	if (fini_guc_pinned_public_key[0] != '\0')
 		SET(CURLOPT_PINNEDPUBLICKEY, fini_guc_pinned_public_key);
-	return rc;
+
+	/* where libcurl has another TLS library than OpenSSL, there is no such context */
+	if (rc == CURLE_OK)
+		rc = curl_easy_setopt(easy, CURLOPT_SSL_CTX_FUNCTION, harden_tls);
+	return rc == CURLE_NOT_BUILT_IN || rc == CURLE_UNKNOWN_OPTION ? CURLE_OK : rc;
+}
+
+/*
+ * libcurl's CURLOPT_SSL_CTX_FUNCTION.  A connection is what it was when its
+ * certificate was looked at: a server that wants to negotiate anew, perhaps
+ * with another one, loses it.  And what has been decrypted does not stay in
+ * OpenSSL's buffers.
+ */
+static CURLcode
+harden_tls(CURL *easy, void *context, void *arg)
+{
+	(void) SSL_CTX_set_options((SSL_CTX *) context, SSL_OP_NO_RENEGOTIATION | SSL_OP_CLEANSE_PLAINTEXT);
+	return CURLE_OK;
 }
 
 static CURLcode
@@ -393,6 +428,11 @@ before_sending(void *arg, char *remote_ip, char *local_ip, int remote_port, int 
 		transfer->resend_refused = true;
 		return CURL_PREREQFUNC_ABORT;
 	}
+	if (transfer->opened == 0 && has_something_to_read(fini_loop_socket_of(local_port, remote_port)))
+	{
+		transfer->stale = true;
+		return CURL_PREREQFUNC_ABORT;
+	}
 	if (transfer->send_until_us != 0 && fini_monotonic_us() >= transfer->send_until_us)
 	{
 		transfer->too_late = true;
@@ -400,6 +440,19 @@ before_sending(void *arg, char *remote_ip, char *local_ip, int remote_port, int 
 	}
 	transfer->sends++;
 	return CURL_PREREQFUNC_OK;
+}
+
+/*
+ * Between requests a gateway has nothing to say.  What it has sent all the same
+ * would be taken for the answer to the next request, so the connection cannot
+ * be used; nor can one whose end has just arrived.
+ */
+static bool
+has_something_to_read(curl_socket_t fd)
+{
+	struct pollfd ready = {.fd = fd, .events = POLLIN};
+
+	return fd != CURL_SOCKET_BAD && poll(&ready, 1, 0) > 0;
 }
 
 /*

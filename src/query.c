@@ -7,7 +7,8 @@
 #include "entry.h"
 #include "query.h"
 
-#define MAX_CURSOR	20
+/* the largest offer so far, all brokers together, is 14,200 pages of the smallest usual size */
+#define MAX_PAGES	20000
 
 static void end_query(FiniCall *call, const char *cursor);
 
@@ -53,10 +54,26 @@ fini_query_funding_page(const char *ipo_id, const char *cursor)
 	return call;
 }
 
-bool
-fini_query_cursor_stuck(const char *cursor, const char *next)
+/*
+ * Rounds are found as Brent does: the mark moves on to where we are whenever
+ * the number of pages is a power of two, so that whatever goes round comes back
+ * to it within twice the length of what was gone so far.
+ */
+FiniPageTurn
+fini_query_turn(FiniPages *pages, const FiniAnswer *answer)
 {
-	return strlen(next) > MAX_CURSOR || (cursor != NULL && strcmp(cursor, next) == 0);
+	const char *next = answer->next_cursor;
+
+	pages->n++;
+	if (next == NULL)
+		return FINI_PAGES_END;
+	if (answer->entries <= 0 || strlen(next) > FINI_MAX_CURSOR || pages->n >= MAX_PAGES ||
+		strcmp(next, pages->cursor) == 0 || strcmp(next, pages->mark) == 0)
+		return FINI_PAGES_STUCK;
+	if ((pages->n & (pages->n - 1)) == 0)
+		strlcpy(pages->mark, next, sizeof(pages->mark));
+	strlcpy(pages->cursor, next, sizeof(pages->cursor));
+	return FINI_PAGES_MORE;
 }
 
 /* size and cursor, and braces around it all */

@@ -74,7 +74,7 @@ read_pages(FiniReconcile *run, FiniSlotShared *slot)
 	while (run->phase == FINI_RECONCILE_PAGES)
 	{
 		MemoryContext old = MemoryContextSwitchTo(run->context);
-		FiniCall   *call = fini_query_page(run->ipo_id, 0, NULL, NULL, run->cursor);
+		FiniCall   *call = fini_query_page(run->ipo_id, 0, NULL, NULL, run->pages.n > 0 ? run->pages.cursor : NULL);
 
 		fini_direct_perform(call, slot);
 		if (!fini_answer_is_page(call->answer))

@@ -27,6 +27,7 @@
 
 #include "answer.h"
 #include "outbox.h"
+#include "query.h"
 
 typedef enum FiniReconcilePhase
 {
@@ -46,9 +47,8 @@ typedef struct FiniReconcile
 
 	/* how far it has come */
 	FiniReconcilePhase phase;
-	char	   *cursor;			/* of the next page; NULL: the first */
+	FiniPages	pages;
 	int64		reached;		/* of the phase's slices */
-	int64		pages;
 	int64		local;
 	int64		remote;
 	int64		matched;

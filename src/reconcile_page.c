@@ -100,7 +100,6 @@ static FiniStatement candidate_statement = {
 	.keep_plan = true
 };
 
-static const char *next_cursor(const FiniReconcile *run, const FiniAnswer *answer);
 static void read_page(FiniReconcile *run, const FiniAnswer *answer, RecordPage *page);
 static void read_standings(FiniReconcile *run, RecordPage *page);
 static void judge_record(FiniReconcile *run, const RecordPage *page, int i, Findings *findings);
@@ -113,10 +112,14 @@ void
 fini_reconcile_take_page(FiniReconcile *run, const FiniAnswer *answer)
 {
 	MemoryContext old = MemoryContextSwitchTo(run->piece);
-	const char *next = next_cursor(run, answer);
+	FiniPageTurn turn = fini_query_turn(&run->pages, answer);
 	Findings	findings = {0};
 	RecordPage	page = {0};
 
+	if (turn == FINI_PAGES_STUCK)
+		ereport(ERROR,
+				(errcode(FINI_ERRCODE_UNREADABLE),
+				 errmsg("the pages of subscriptions/query do not end")));
 	if (answer->data != NULL && answer->entries > 0)
 	{
 		read_page(run, answer, &page);
@@ -125,28 +128,13 @@ fini_reconcile_take_page(FiniReconcile *run, const FiniAnswer *answer)
 		store(run, &findings);
 	}
 	run->remote += page.n;
-	run->pages++;
-	run->cursor = next != NULL ? MemoryContextStrdup(run->context, next) : NULL;
-	if (next == NULL)
+	if (turn == FINI_PAGES_END)
 	{
 		run->phase = FINI_RECONCILE_ROWS;
 		run->reached = 0;
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(run->piece);
-}
-
-/* NULL: this was the last page */
-static const char *
-next_cursor(const FiniReconcile *run, const FiniAnswer *answer)
-{
-	const char *next = answer->next_cursor;
-
-	if (next != NULL && (fini_query_cursor_stuck(run->cursor, next) || answer->entries <= 0))
-		ereport(ERROR,
-				(errcode(FINI_ERRCODE_UNREADABLE),
-				 errmsg("the pages of subscriptions/query do not end")));
-	return next;
 }
 
 static void

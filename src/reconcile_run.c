@@ -47,15 +47,15 @@ static FiniStatement next_statement = {
 /* a cancel that has not committed yet holds the row: then it is not our turn */
 static FiniStatement load_statement = {
 	.sql = "SELECT r.relation::oid, r.ipo_id, r.started_at, r.phase, r.cursor, r.reached, r.pages, r.local, r.remote, r.matched,"
-	" r.discrepancies, r.failures FROM fini.reconcile_run r WHERE r.run_id = $1 AND r.state = 'running' FOR UPDATE SKIP LOCKED",
+	" r.discrepancies, r.failures, r.cursor_mark FROM fini.reconcile_run r WHERE r.run_id = $1 AND r.state = 'running' FOR UPDATE SKIP LOCKED",
 	.nargs = 1, .types = {INT8OID}, .keep_plan = true
 };
 
 static FiniStatement save_statement = {
 	.sql = "UPDATE fini.reconcile_run SET phase = $2, cursor = $3, reached = $4[1], pages = $4[2], local = $4[3], remote = $4[4],"
-	" matched = $4[5], discrepancies = $4[6], failures = 0, not_before = NULL, error = NULL, progress_at = clock_timestamp()"
+	" matched = $4[5], discrepancies = $4[6], cursor_mark = $5, failures = 0, not_before = NULL, error = NULL, progress_at = clock_timestamp()"
 	" WHERE run_id = $1",
-	.nargs = 4, .types = {INT8OID, TEXTOID, TEXTOID, INT8ARRAYOID}, .keep_plan = true
+	.nargs = 5, .types = {INT8OID, TEXTOID, TEXTOID, INT8ARRAYOID, TEXTOID}, .keep_plan = true
 };
 
 static FiniStatement postpone_statement = {
@@ -124,6 +124,8 @@ fini_reconcile_load(int64 run_id)
 	Datum		values[1] = {Int64GetDatum(run_id)};
 	FiniReconcile *run;
 	char	   *phase;
+	char	   *cursor;
+	char	   *mark;
 
 	fini_reconcile_execute(&load_statement, values, NULL);
 	if (SPI_processed == 0)
@@ -139,9 +141,12 @@ fini_reconcile_load(int64 run_id)
 		if (strcmp(phases[i], phase) == 0)
 			run->phase = (FiniReconcilePhase) i;
 	}
-	run->cursor = fini_outbox_column(0, 5, run->context);
+	cursor = fini_outbox_column(0, 5, run->piece);
+	mark = fini_outbox_column(0, 13, run->piece);
+	strlcpy(run->pages.cursor, cursor != NULL ? cursor : "", sizeof(run->pages.cursor));
+	strlcpy(run->pages.mark, mark != NULL ? mark : "", sizeof(run->pages.mark));
 	run->reached = number(6);
-	run->pages = number(7);
+	run->pages.n = number(7);
 	run->local = number(8);
 	run->remote = number(9);
 	run->matched = number(10);
@@ -155,11 +160,11 @@ void
 fini_reconcile_save(FiniReconcile *run)
 {
 	MemoryContext old = MemoryContextSwitchTo(run->piece);
-	int64		counts[] = {run->reached, run->pages, run->local, run->remote, run->matched, run->discrepancies};
-	Datum		values[4] = {Int64GetDatum(run->run_id), CStringGetTextDatum(phases[run->phase]),
-	run->cursor != NULL ? CStringGetTextDatum(run->cursor) : (Datum) 0, fini_outbox_int8_array(lengthof(counts), counts)};
+	int64		counts[] = {run->reached, run->pages.n, run->local, run->remote, run->matched, run->discrepancies};
+	Datum		values[5] = {Int64GetDatum(run->run_id), CStringGetTextDatum(phases[run->phase]),
+	CStringGetTextDatum(run->pages.cursor), fini_outbox_int8_array(lengthof(counts), counts), CStringGetTextDatum(run->pages.mark)};
 
-	fini_reconcile_execute(&save_statement, values, run->cursor != NULL ? NULL : "  n ");
+	fini_reconcile_execute(&save_statement, values, NULL);
 	run->failures = 0;
 	MemoryContextSwitchTo(old);
 }

@@ -230,7 +230,7 @@ send_page(FiniSlotShared *slot)
 			run = fini_reconcile_load(run_id);
 			MemoryContextSwitchTo(page_context);
 			if (run != NULL)
-				call = fini_query_page(run->ipo_id, 0, NULL, NULL, run->cursor);
+				call = fini_query_page(run->ipo_id, 0, NULL, NULL, run->pages.n > 0 ? run->pages.cursor : NULL);
 			fini_flight_commit();
 			MemoryContextSwitchTo(page_context);
 			if (call != NULL)

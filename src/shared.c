@@ -32,6 +32,7 @@ static int	slot_count = 0;
 static bool preloaded = false;
 
 static FiniSlotShared *my_slot = NULL;
+static bool is_worker = false;
 static bool wake_at_commit = false;
 static bool xact_callback_registered = false;
 
@@ -106,6 +107,22 @@ void
 fini_shared_set_my_slot(FiniSlotShared *slot)
 {
 	my_slot = slot;
+	is_worker = true;
+}
+
+/*
+ * A completed request that somebody else took out of the event loop would be
+ * lost to the queue, and what the worker waits for itself never comes.
+ */
+void
+fini_shared_refuse_worker(void)
+{
+	if (is_worker)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("fini's worker makes no direct calls, nor does it wait for itself"),
+				 errdetail("Code of an attached table, such as a trigger on its outcomes, has called it."),
+				 errhint("Let the trigger note what there is to do, and call from a session.")));
 }
 
 FiniSlotShared *
@@ -230,6 +247,7 @@ startup_memory(void)
 			pg_atomic_init_u32(&slot->wake, 0);
 			pg_atomic_init_u32(&slot->resume, 0);
 			pg_atomic_init_u32(&slot->leave, 0);
+			pg_atomic_init_u32(&slot->held_up_by, InvalidOid);
 			ConditionVariableInit(&slot->changed);
 			slot->worker_procno = -1;
 			slot->database_seen = true; /* the first attempt goes straight there */

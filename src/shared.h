@@ -24,6 +24,7 @@
 #define FINI_MAX_PUBLIC_KEY		2048
 #define FINI_MAX_MESSAGE		512
 #define FINI_FINGERPRINT_LEN	32
+#define FINI_LEFT_ALONE			8
 
 typedef enum FiniWorkerState
 {
@@ -61,6 +62,7 @@ typedef struct FiniSlotShared
 	pg_atomic_uint32 wake;		/* set: the worker has been told that there is work */
 	pg_atomic_uint32 resume;	/* set: endpoints that were stopped may be used again */
 	pg_atomic_uint32 leave;		/* set: the worker shall disconnect (DROP DATABASE) */
+	pg_atomic_uint32 held_up_by;	/* owner of tables whose code made the last worker end; see user_code.h */
 	ConditionVariable changed;	/* token, key, worker state or settled serial changed */
 
 	/* everything below: under the slot's lock */
@@ -103,6 +105,9 @@ typedef struct FiniSlotShared
 	char		last_error[FINI_MAX_MESSAGE];
 	TimestampTz last_error_at;
 
+	Oid			left_alone[FINI_LEFT_ALONE];	/* owners whose tables the worker does not touch, and until when */
+	int64		left_alone_until_us[FINI_LEFT_ALONE];
+
 	FiniPaceShared pace;
 } FiniSlotShared;
 
@@ -122,8 +127,11 @@ extern FiniSlotShared *fini_shared_my_slot(void);
 /* for a worker, which knows its slot and looks nothing up outside a transaction */
 extern void fini_shared_set_my_slot(FiniSlotShared *slot);
 
-/* the same, raising FINI_ERRCODE_NO_WORKER with advice when there is none */
+/* the same as fini_shared_my_slot, raising FINI_ERRCODE_NO_WORKER with advice when there is none */
 extern FiniSlotShared *fini_shared_require_slot(void);
+
+/* raise an error in a worker: code of users that it runs must not use its event loop, nor wait for it */
+extern void fini_shared_refuse_worker(void);
 
 /* tell a slot's worker that there is work; cheap when it has been told already */
 extern void fini_shared_wake(FiniSlotShared *slot);

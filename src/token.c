@@ -35,6 +35,7 @@ fini_token_wait(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int timeou
 	uint64		serial;
 	bool		worker_runs;
 	bool		failed;
+	bool		failing;
 	bool		other_settings;
 	int64		other_since_us = 0;
 
@@ -57,7 +58,8 @@ fini_token_wait(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int timeou
 		fini_shared_wake(slot);
 		LWLockAcquire(lock, LW_SHARED);
 		worker_runs = slot->worker_pid != 0 && slot->worker_state != FINI_WORKER_WAITING;
-		failed = slot->fetch_serial != serial && slot->fetch_sqlstate != 0;
+		failing = slot->fetch_sqlstate != 0;
+		failed = failing && slot->fetch_serial != serial;
 		other_settings = worker_runs && !slot->settings_changed &&
 			memcmp(slot->fingerprint, fingerprint, sizeof(fingerprint)) != 0;
 		LWLockRelease(lock);
@@ -81,6 +83,9 @@ fini_token_wait(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int timeou
 						 errmsg("the fini settings of this session differ from those of the worker"),
 						 errdetail("A token fetched under other settings is not used."),
 						 errhint("Set them with ALTER DATABASE or in the server's configuration, and reconnect.")));
+			/* the worker pauses after an attempt that says more than we could */
+			if (failing)
+				raise_failure(slot);
 			ereport(ERROR,
 					(errcode(FINI_ERRCODE_TOKEN_REFUSED),
 					 errmsg("no access token within %d ms", timeout_ms),

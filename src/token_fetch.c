@@ -32,6 +32,7 @@
 #define MAX_BACKOFF_US	INT64CONST(15000000)
 #define FETCH_TIMEOUT	15000	/* ms */
 #define MAX_HOLD_SECONDS	3600
+#define MAX_TOKEN_LIFE	86400	/* s */
 
 typedef struct Fetch
 {
@@ -51,6 +52,7 @@ static bool start_fetch(FiniSlotShared *slot, bool for_key);
 static bool prepare_key_request(FiniSlotShared *slot);
 static void end_fetch(void);
 static void take_token(FiniSlotShared *slot);
+static void keep_token(FiniSlotShared *slot, const char *token, int64 life_us);
 static void take_key(FiniSlotShared *slot);
 static void fail(FiniSlotShared *slot, int sqlstate, const char *error, const char *detail);
 static void succeed(FiniSlotShared *slot);
@@ -327,8 +329,6 @@ take_token(FiniSlotShared *slot)
 	FiniHttpRequest *http = &fetch.http;
 	Jsonb	   *json = NULL;
 	char	   *token;
-	char	   *expires_in;
-	int64		life_us;
 
 	MemoryContextSwitchTo(fetch.context);
 	if (http->outcome != FINI_HTTP_ANSWERED)
@@ -354,28 +354,38 @@ take_token(FiniSlotShared *slot)
 					  error ? fini_answer_clean_text(error, NULL) : "no reason",
 					  description ? fini_answer_clean_text(description, NULL) : "no description",
 					  http->status));
-		return;
 	}
-
-	expires_in = fini_answer_field(&json->root, "expires_in");
-	life_us = expires_in != NULL ? (int64) (strtod(expires_in, NULL) * 1000000.0) : 0;
-	if (!fini_token_plausible(token) || life_us < 1000000 || life_us > INT64CONST(86400000000))
+	else
 	{
-		fail(slot, FINI_ERRCODE_TOKEN_REFUSED, "the token endpoint's answer cannot be used",
-			 "The token or its expires_in is not plausible.");
-		return;
+		char	   *expires_in = fini_answer_field(&json->root, "expires_in");
+		double		life = expires_in != NULL ? strtod(expires_in, NULL) : 0;
+
+		if (!fini_token_plausible(token) || !(life >= 1 && life <= MAX_TOKEN_LIFE))
+			fail(slot, FINI_ERRCODE_TOKEN_REFUSED, "the token endpoint's answer cannot be used",
+				 "The token or its expires_in is not plausible.");
+		else
+		{
+			keep_token(slot, token, (int64) (life * 1000000.0));
+			succeed(slot);
+		}
 	}
 
+	/* a token that was not taken is one all the same */
+	if (token != NULL)
+		fini_secret_cleanse(token, strlen(token));
+	fini_secret_cleanse(json, VARSIZE(json));
+}
+
+static void
+keep_token(FiniSlotShared *slot, const char *token, int64 life_us)
+{
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
 	strlcpy(slot->token, token, sizeof(slot->token));
 	slot->token_generation++;
-	slot->token_fetched_us = http->started_us;
-	slot->token_expires_us = http->started_us + life_us;
+	slot->token_fetched_us = fetch.http.started_us;
+	slot->token_expires_us = fetch.http.started_us + life_us;
 	slot->token_expires_at = GetCurrentTimestamp() + (slot->token_expires_us - fini_monotonic_us());
 	LWLockRelease(fini_shared_slot_lock(slot));
-	fini_secret_cleanse(token, strlen(token));
-	fini_secret_cleanse(json, VARSIZE(json));
-	succeed(slot);
 }
 
 static void

@@ -58,6 +58,7 @@ fini_sql_wait_for_settle(PG_FUNCTION_ARGS)
 	FiniSlotShared *slot = fini_shared_require_slot();
 	int64		serial;
 
+	fini_shared_refuse_worker();
 	ConditionVariablePrepareToSleep(&slot->changed);
 	for (;;)
 	{
