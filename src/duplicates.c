@@ -312,8 +312,6 @@ fill_from_table(Register *reg, Oid relid)
 		int			sqlstate = geterrcode();
 
 		MemoryContextSwitchTo(context);
-		if (sqlstate == ERRCODE_QUERY_CANCELED || sqlstate == ERRCODE_ADMIN_SHUTDOWN)
-			PG_RE_THROW();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 		ereport(LOG,

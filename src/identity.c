@@ -17,6 +17,7 @@
 
 #include "compat.h"
 #include "identity.h"
+#include "user_code.h"
 
 static void enter(FiniIdentity *saved, Oid user, int context);
 
@@ -49,12 +50,15 @@ fini_identity_enter_extension(FiniIdentity *saved)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("extension \"fini\" does not exist in this database")));
+	saved->of_user = false;
 	enter(saved, owner, SECURITY_LOCAL_USERID_CHANGE);
 }
 
 void
 fini_identity_enter_owner(FiniIdentity *saved, Oid owner)
 {
+	fini_user_code_begin(owner);
+	saved->of_user = true;
 	enter(saved, owner, SECURITY_RESTRICTED_OPERATION);
 }
 
@@ -63,6 +67,8 @@ fini_identity_leave(const FiniIdentity *saved)
 {
 	AtEOXact_GUC(false, saved->guc_level);
 	SetUserIdAndSecContext(saved->user, saved->context);
+	if (saved->of_user)
+		fini_user_code_end();
 }
 
 static void

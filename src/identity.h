@@ -17,6 +17,7 @@ typedef struct FiniIdentity
 	Oid			user;
 	int			context;
 	int			guc_level;
+	bool		of_user;
 } FiniIdentity;
 
 /* the extension's owner; InvalidOid when the extension is not there */
@@ -26,7 +27,7 @@ extern Oid	fini_identity_extension_owner(void);
 extern void fini_identity_enter_extension(FiniIdentity *saved);
 
 /* run as the owner of a user's table until the matching leave */
-extern void fini_identity_enter_owner(FiniIdentity *saved, Oid owner);
+extern void fini_identity_enter_owner(FiniIdentity *saved, Oid owner);	/* in a worker, watched: user_code.h */
 
 extern void fini_identity_leave(const FiniIdentity *saved);
 

@@ -47,6 +47,7 @@ int			fini_guc_rate_window = 60000;
 int			fini_guc_batch_size = 1000;
 int			fini_guc_max_in_flight = 4;
 int			fini_guc_max_attempts = 100;
+int			fini_guc_table_timeout = 30000;
 int			fini_guc_deadline_margin = 2000;
 int			fini_guc_reconcile_share = 50;
 int			fini_guc_reconcile_retention = 90 * 24 * 60;
@@ -279,6 +280,10 @@ define_traffic(void)
 	define_int("fini.max_attempts", "Sendings in a row that were not processed, after which the worker gives a request up.",
 			   "Its operations are failed then, and fini.retry puts them back. Pauses between sendings grow up to half a minute.",
 			   &fini_guc_max_attempts, 100, 1, 1000000, 0);
+	define_int("fini.table_timeout", "Longest time for which an attached table may hold up the worker.",
+			   "For reading some rows of it, or writing some outcomes, its owner's triggers and policies included. One worker "
+			   "serves all tables; what takes longer is cancelled, and the rows are tried again or say so.",
+			   &fini_guc_table_timeout, 30000, 100, 3600000, GUC_UNIT_MS);
 	define_int("fini.reconcile_share", "Part of fini.rate_limit that fini.start_reconcile may use, in percent.",
 			   "While the queue holds more than can be sent, it is one request in ten.",
 			   &fini_guc_reconcile_share, 50, 1, 100, 0);

@@ -16,6 +16,7 @@ extern char *fini_guc_agent_key_file;
 extern char *fini_guc_machine_id;
 extern char *fini_guc_machine_key_file;
 extern char *fini_guc_client_assertion_type;
+extern int	fini_guc_table_timeout;
 extern int	fini_guc_assertion_lifetime;	/* s */
 extern char *fini_guc_firm_id;
 extern char *fini_guc_ca_file;

@@ -53,6 +53,7 @@
 #include "throttle.h"
 #include "token.h"
 #include "trouble.h"
+#include "user_code.h"
 #include "version.h"
 #include "wait.h"
 #include "worker.h"
@@ -138,6 +139,7 @@ fini_worker_main(Datum slot_index)
 	fini_shared_set_my_slot(slot);
 	pause_after_failures();
 	fini_database_prepare_session();
+	fini_user_code_watch(slot);
 	run();
 }
 
@@ -211,6 +213,7 @@ run(void)
 		MemoryContextReset(loop_context);
 		MemoryContextSwitchTo(loop_context);
 		CHECK_FOR_INTERRUPTS();
+		fini_user_code_tidy();
 		if (ConfigReloadPending)
 			reload_configuration();
 		leave_if_asked();

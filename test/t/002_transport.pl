@@ -348,6 +348,24 @@ my $body = '{"data":[]}';
 	}
 }
 
+# ---------------------------------------------------------------- renegotiation
+{
+	# openssl's own server: "R" on its standard input makes it negotiate anew, and what else is typed is sent
+	my ($in, $out) = ('', '');
+	my $renegotiating = IPC::Run::start([ qw(openssl s_server -tls1_2 -accept 0), '-cert', "$dir/server.crt", '-key', "$dir/server.key" ],
+		'<', \$in, '>', \$out, '2>&1');
+	wait_for(sub { $renegotiating->pump_nb; $out =~ /ACCEPT \S*:(\d+)/ }, 'openssl s_server');
+	my ($at) = $out =~ /ACCEPT \S*:(\d+)/;
+	my ($session, $err, $answer) = waiting_session("https://localhost:$at/renegotiate");
+	wait_for(sub { $renegotiating->pump_nb; $out =~ /\/renegotiate/ }, 'the request');
+	$in .= "R\n";
+	wait_for(sub { $renegotiating->pump_nb; $session->pump_nb; $out =~ /SSL_do_handshake|DONE|ERROR|renegotiat(?!e HTTP)/ || $$answer ne '' || $$err ne '' }, 'what becomes of it');
+	$renegotiating->kill_kill;
+	$session->finish;
+	is(scalar(() = $out =~ /Secure Renegotiation IS/g), 1, 'a server that wants to negotiate anew does not get to') or diag $out;
+	like($$answer . $$err, qr/in doubt/, '... and the request that was under way is in doubt');
+}
+
 # ---------------------------------------------------------------- ending
 {
 	for my $where ("$url/hang", 'https://slow.invalid/')
@@ -419,7 +437,7 @@ sub waiting_session
 				  . " and pid <> pg_backend_pid()") > 0
 		},
 		"a session that waits for $where");
-	return ($session, \$err);
+	return ($session, \$err, \$out);
 }
 
 sub wait_for
