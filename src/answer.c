@@ -14,10 +14,6 @@
 #include "answer.h"
 #include "compat.h"
 #include "encoding.h"
-#include "envelope.h"
-
-/* shorter values blank out more than they protect */
-#define MIN_BLANKED		3
 
 /* of an answer or request; far beyond a page of 1000 records, and what jsonb makes of them fits into memory */
 #define MAX_VALUES		1000000
@@ -30,8 +26,6 @@ static bool is_bounded(const char *json);
 static JsonbValue *find_field(JsonbContainer *object, const char *name);
 static char *scalar_text(const JsonbValue *value);
 static bool first_exception(JsonbContainer *object, const char **code, const char **message);
-static void blank_personal_values(char *copy, int kept, const char *text, JsonbContainer *container);
-static void blank(char *copy, int kept, const char *text, const char *value, int len);
 
 FiniAnswer *
 fini_answer_parse(const char *text, Size len)
@@ -179,7 +173,7 @@ fini_answer_to_jsonb(const char *text, Size len)
 }
 
 char *
-fini_answer_clean_text(const char *text, JsonbContainer *entry)
+fini_answer_clean_text(const char *text, const FiniBlanker *personal)
 {
 	char	   *copy;
 	int			kept;
@@ -188,8 +182,8 @@ fini_answer_clean_text(const char *text, JsonbContainer *entry)
 		return pstrdup("");
 	kept = pg_mbcliplen(text, (int) strlen(text), FINI_MAX_TEXT);
 	copy = pnstrdup(text, kept);
-	if (entry != NULL)
-		blank_personal_values(copy, kept, text, entry);
+	if (personal != NULL)
+		fini_blank(personal, copy, kept, text);
 	for (char *p = copy; *p != '\0'; p++)
 	{
 		if (*p == FINI_ENCODING_REPLACEMENT)
@@ -295,50 +289,4 @@ first_exception(JsonbContainer *object, const char **code, const char **message)
 			*message = text;
 	}
 	return true;
-}
-
-/*
- * Overwrite each personal value of the container, at any depth, where it
- * stands in the text.  It is looked for in the text as it came, so that what a
- * shorter value has blanked out does not hide a longer one.
- */
-static void
-blank_personal_values(char *copy, int kept, const char *text, JsonbContainer *container)
-{
-	JsonbIterator *it = JsonbIteratorInit(container);
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	bool		personal = false;
-
-	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
-	{
-		if (token == WJB_KEY)
-			personal = fini_envelope_is_personal(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE && personal && value.type == jbvString)
-			blank(copy, kept, text, value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE && personal && value.type == jbvNumeric)
-		{
-			char	   *number = scalar_text(&value);
-
-			blank(copy, kept, text, number, (int) strlen(number));
-		}
-	}
-}
-
-/* whichever the case of its letters, and without the spaces around it: FINI trims */
-static void
-blank(char *copy, int kept, const char *text, const char *value, int len)
-{
-	for (; len > 0 && value[0] == ' '; len--)
-		value++;
-	while (len > 0 && value[len - 1] == ' ')
-		len--;
-	if (len < MIN_BLANKED)
-		return;
-	/* from character to character: in some encodings a value's bytes can stand across two others */
-	for (int at = 0; at < kept; at += pg_mblen(text + at))
-	{
-		if (pg_strncasecmp(text + at, value, len) == 0)
-			memset(copy + at, '*', Min(len, kept - at));
-	}
 }

@@ -13,6 +13,8 @@
 
 #include "utils/jsonb.h"
 
+#include "blank.h"
+
 #define FINI_MAX_CODE		32
 #define FINI_MAX_TEXT		400		/* bytes of a gateway's message that we keep */
 #define FINI_MAX_RECORD_ID	64
@@ -66,9 +68,9 @@ extern Jsonb *fini_answer_to_jsonb(const char *text, Size len);
 
 /*
  * A gateway's text for tables, logs and messages: clipped, control characters
- * replaced, and every personal value of the entry it speaks of blanked out.
- * entry may be NULL.
+ * replaced, and the personal values of what was sent blanked out.  These may be
+ * NULL where none was sent; else see fini_call_clean_text.
  */
-extern char *fini_answer_clean_text(const char *text, JsonbContainer *entry);
+extern char *fini_answer_clean_text(const char *text, const FiniBlanker *personal);
 
 #endif							/* FINI_ANSWER_H */

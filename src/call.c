@@ -23,7 +23,6 @@ static void judge(FiniCall *call);
 static FiniAnswer *read_answer(FiniCall *call, const char **problem);
 static FiniBuffer *open_answer(FiniCall *call, const char **problem);
 static void count(const FiniCall *call);
-static JsonbContainer *payload_container(FiniCall *call);
 
 FiniCall *
 fini_call_create(FiniEndpointId endpoint, const char *path)
@@ -76,6 +75,24 @@ fini_call_finish(FiniCall *call, FiniSlotShared *slot)
 	if (call->verdict == FINI_VERDICT_NEW_KEY && slot != NULL)
 		fini_token_key_refused(slot, call->key_generation);
 	MemoryContextSwitchTo(old);
+}
+
+/* what was sent is looked at once, for the first text; what cannot be looked at cannot be blanked either */
+char *
+fini_call_clean_text(FiniCall *call, const char *text)
+{
+	if (call->sealed && call->payload != NULL && call->personal == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(call->attempt);
+		Jsonb	   *sent = fini_answer_to_jsonb(call->payload->data, call->payload->len);
+
+		if (sent != NULL)
+			call->personal = fini_blank_values_of(&sent->root);
+		MemoryContextSwitchTo(old);
+		if (sent == NULL)
+			return pstrdup("withheld: what was sent is too large to be looked for in it");
+	}
+	return fini_answer_clean_text(text, call->personal);
 }
 
 void
@@ -247,6 +264,7 @@ prepare(FiniCall *call, FiniAccess *access)
 	/* the last attempt's leavings */
 	MemoryContextReset(call->attempt);
 	call->envelope = NULL;
+	call->personal = NULL;
 	call->answer = NULL;
 	old = MemoryContextSwitchTo(call->attempt);
 
@@ -297,8 +315,6 @@ judge(FiniCall *call)
 	const char *problem = "";
 	const char *code;
 	const char *message;
-	JsonbContainer *sent;
-	bool		hide;
 
 	if (call->http.outcome == FINI_HTTP_ANSWERED)
 		call->answer = read_answer(call, &problem);
@@ -306,13 +322,10 @@ judge(FiniCall *call)
 	if (message[0] == '\0' && call->answer == NULL)
 		message = problem;
 
-	sent = payload_container(call);
-	/* what was sent can be blanked only by who can read it */
-	hide = sent == NULL && call->sealed && call->payload != NULL && call->verdict != FINI_VERDICT_PROCESSED &&
-		call->http.outcome == FINI_HTTP_ANSWERED && message != problem;
-	strlcpy(call->code, fini_answer_clean_text(code, sent), sizeof(call->code));
-	strlcpy(call->message, hide ? "the gateway's message is withheld, as what was sent is too large to be looked for in it" :
-			fini_answer_clean_text(message, sent), sizeof(call->message));
+	strlcpy(call->code, strcmp(code, "0") == 0 ? code : fini_call_clean_text(call, code), sizeof(call->code));
+	strlcpy(call->message, message[0] == '\0' ? message :
+			call->http.outcome != FINI_HTTP_ANSWERED || message == problem ? fini_answer_clean_text(message, NULL) :
+			fini_call_clean_text(call, message), sizeof(call->message));
 }
 
 /* NULL, and what is the matter, when it cannot be read */
@@ -405,16 +418,4 @@ count(const FiniCall *call)
 	stat.bytes = call->http.bytes_out + call->http.bytes_in;
 	stat.duration_us = call->http.duration_us;
 	fini_stat_count(&stat);
-}
-
-/* the payload as jsonb, to blank its personal values from a gateway's message */
-static JsonbContainer *
-payload_container(FiniCall *call)
-{
-	Jsonb	   *json;
-
-	if (!call->sealed || call->payload == NULL || call->verdict == FINI_VERDICT_PROCESSED)
-		return NULL;
-	json = fini_answer_to_jsonb(call->payload->data, call->payload->len);
-	return json != NULL ? &json->root : NULL;
 }

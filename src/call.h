@@ -40,6 +40,7 @@ typedef struct FiniCall
 	FiniHttpRequest http;
 	FiniTicket	ticket;			/* taken by the caller before fini_call_send */
 	FiniEnvelope *envelope;
+	FiniBlanker *personal;		/* values of the payload; NULL: not looked at yet */
 	uint64		token_generation;
 	uint64		key_generation;
 
@@ -60,6 +61,12 @@ extern void fini_call_send(FiniCall *call, FiniAccess *access);
 
 /* after fini_http_next returned call->http: judge; refused tokens and keys are reported on the way, unless slot is NULL */
 extern void fini_call_finish(FiniCall *call, FiniSlotShared *slot);
+
+/*
+ * A text of the gateway's answer to it, as fini_answer_clean_text has it, in
+ * the current memory context, for tables, logs and messages.
+ */
+extern char *fini_call_clean_text(FiniCall *call, const char *text);
 
 /* end it, wherever it is */
 extern void fini_call_free(FiniCall *call);

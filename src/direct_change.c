@@ -409,8 +409,8 @@ take(FiniCall *call, int n, Entry *entries)
 		entry->status = fini_answer_field(object, "preFundingStatus");
 		if (answer.rejected)
 		{
-			entry->error_code = answer.error_code[0] != '\0' ? fini_answer_clean_text(answer.error_code, entry->object) : "rejected";
-			entry->error_message = fini_answer_clean_text(answer.error_message, entry->object);
+			entry->error_code = answer.error_code[0] != '\0' ? fini_call_clean_text(call, answer.error_code) : "rejected";
+			entry->error_message = fini_call_clean_text(call, answer.error_message);
 		}
 		else
 			entry->new_record_id = answer.record_id != NULL ? pstrdup(answer.record_id) : entry->record_id;

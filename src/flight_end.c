@@ -36,7 +36,6 @@ static void conclude(void *arg);
 static void tell(FiniSlotShared *slot, const FiniCall *call, const FiniEndpointState *endpoint);
 static void take_outcomes(FiniFlight *flight);
 static FiniMember *member_of_entry(FiniFlight *flight, const FiniAnswerEntry *entry);
-static JsonbContainer *entry_sent(FiniFlight *flight, int index);
 static void put_back(FiniFlight *flight, const char *code, const char *message);
 static void pause_flight(FiniFlight *flight, FiniEndpointState *endpoint);
 static void give_up_after_limit(FiniFlight *flight);
@@ -301,9 +300,8 @@ take_outcomes(FiniFlight *flight)
 		if (entry.rejected)
 		{
 			member->state = "rejected";
-			member->error_code = entry.error_code[0] != '\0' ? entry.error_code : "rejected";
-			member->error_message = fini_answer_clean_text(entry.error_message,
-														   entry_sent(flight, (int) (member - flight->batch.members)));
+			member->error_code = entry.error_code[0] != '\0' ? fini_call_clean_text(flight->call, entry.error_code) : "rejected";
+			member->error_message = fini_call_clean_text(flight->call, entry.error_message);
 		}
 		else if (entry.record_id != NULL || flight->batch.operation != FINI_OPERATION_ADD)
 		{
@@ -337,24 +335,6 @@ member_of_entry(FiniFlight *flight, const FiniAnswerEntry *entry)
 		}
 	}
 	return NULL;
-}
-
-/* what was sent for a member, to blank its personal values from FINI's texts */
-static JsonbContainer *
-entry_sent(FiniFlight *flight, int index)
-{
-	FiniRow    *row = &flight->batch.members[index].row;
-	StringInfoData text;
-	Jsonb	   *json;
-
-	if (row->entry == NULL)
-		return NULL;
-	initStringInfo(&text);
-	appendStringInfoChar(&text, '{');
-	appendBinaryStringInfo(&text, row->entry->data, (int) row->entry->len);
-	appendStringInfoChar(&text, '}');
-	json = fini_answer_to_jsonb(text.data, text.len);
-	return json != NULL ? &json->root : NULL;
 }
 
 static void

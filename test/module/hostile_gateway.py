@@ -9,15 +9,18 @@
 #   {"upstream": PORT}                 where the sandbox is
 #   {"plan": [{"path":…, "how":…}]}    requests whose target holds "path", the first "count" (-1: all) of them; see how_…
 #   {"certificate": NAME, "tls": V}    DIR/NAME.crt and .key for connections from now on, TLS up to version V; the others end
+#   {"capture": FILE}                  from now on, every request goes there whole, one JSON object a line: {"target":…,
+#                                      "headers":{…}, "body":…, "key":…}. The gateway's public key is exchanged for
+#                                      DIR/between.pem's, so that "key" can be what X-FINI-ENCRYPTED-KEY holds
 #   {"events": true}                   what has been seen since the last time: [{"target":…, "headers":…, "bytes":…}]
 #
 # Ends when its standard input does.
 
-import base64, http.client, json, socket, ssl, sys, threading, time, zlib
+import base64, http.client, json, os, socket, ssl, subprocess, sys, threading, time, zlib
 
 folder = sys.argv[1]
 lock = threading.Lock()
-state = {'upstream': 0, 'plan': [], 'certificate': 'server', 'tls': ''}
+state = {'upstream': 0, 'capture': None, 'plan': [], 'certificate': 'server', 'tls': ''}
 events = []
 connections = set()
 hop_by_hop = {'connection', 'transfer-encoding', 'content-length', 'host', 'keep-alive'}
@@ -53,7 +56,11 @@ def serve(sock):
                 if upstream is None:
                     ctx = ssl.create_default_context(cafile=f'{folder}/ca.crt')
                     upstream = http.client.HTTPSConnection('localhost', state['upstream'], context=ctx, timeout=60)
+                if state['capture']:
+                    capture(request)
                 answer = forward(upstream, request)
+                if state['capture'] and 'crypto/meta' in request['target'] and answer['status'] == 200:
+                    exchange_key(answer)
             if plan is None:
                 send(tls, answer['status'], answer['body'], *(f'{k}: {v}' for k, v in answer['headers']))
             elif not globals()['how_' + plan['how']](tls, plan, answer):
@@ -105,6 +112,65 @@ def forward(upstream, request):
     answer = upstream.getresponse()
     return {'status': answer.status, 'body': answer.read(),
             'headers': [(k, v) for k, v in answer.getheaders() if k.lower() not in hop_by_hop]}
+
+
+# --- between the two, as far as cryptography goes: only for looking at what fini has sent ---
+
+def openssl(*arguments):
+    return subprocess.run(['openssl', *arguments], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+
+
+def integers(der):                              # of a SEQUENCE
+    numbers, at = [], 0
+    _, at, _ = tag(der, 0)
+    while at < len(der):
+        kind, start, end = tag(der, at)
+        if kind == 2:
+            numbers.append(int.from_bytes(der[start:end], 'big'))
+        at = end
+    return numbers
+
+
+def tag(der, at):                               # its kind, and where its content begins and ends
+    kind, length, start = der[at], der[at + 1], at + 2
+    if length > 127:
+        start += length - 128
+        length = int.from_bytes(der[at + 2:start], 'big')
+    return kind, start, start + length
+
+
+def exchange_key(answer):                       # crypto/meta: ours for theirs
+    meta = json.loads(answer['body'])
+    der = base64.b64decode(meta['data']['publicKey'])
+    _, at, _ = tag(der, 0)
+    _, _, at = tag(der, at)
+    _, start, end = tag(der, at)
+    state['theirs'] = integers(der[start + 1:end])
+    state['ours'] = integers(openssl('rsa', '-in', f'{folder}/between.pem', '-traditional', '-outform', 'der'))
+    meta['data']['publicKey'] = base64.b64encode(openssl('rsa', '-in', f'{folder}/between.pem', '-pubout', '-outform', 'der')).decode()
+    answer['body'] = json.dumps(meta).encode()
+
+
+def rewrap(wrapped):                            # what it holds, and the same for them; PKCS#1 v1.5
+    _, n, _, d = state['ours'][:4]
+    size = (n.bit_length() + 7) // 8
+    block = pow(int.from_bytes(base64.b64decode(wrapped), 'big'), d, n).to_bytes(size, 'big')
+    text = block[block.index(b'\0', 2) + 1:]
+    n, e = state['theirs']
+    size = (n.bit_length() + 7) // 8
+    padding = bytes(b or 1 for b in os.urandom(size - 3 - len(text)))
+    block = b'\0\2' + padding + b'\0' + text
+    return text.decode(), base64.b64encode(pow(int.from_bytes(block, 'big'), e, n).to_bytes(size, 'big')).decode()
+
+
+def capture(request):
+    seen = {'target': request['target'], 'headers': dict(request['headers']), 'body': request['body'].decode('latin-1'), 'key': None}
+    for i, (name, value) in enumerate(request['headers']):
+        if name.lower() == 'x-fini-encrypted-key' and 'ours' in state:
+            seen['key'], value = rewrap(value)
+            request['headers'][i] = (name, value)
+    with lock, open(state['capture'], 'a') as file:
+        file.write(json.dumps(seen) + '\n')
 
 
 def send(tls, status, body, *headers):
