@@ -25,23 +25,6 @@ sub holds
 	return;
 }
 
-sub new_table
-{
-	my ($table) = @_;
-	$fini->sql("select fini.create_subscription_table('$table'); select fini.attach('$table')");
-	return;
-}
-
-sub insert_rows
-{
-	my ($table, $prefix, $n, $ipo) = @_;
-	$ipo //= '1234';
-	$fini->sql(qq{
-		insert into $table (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng)
-		select '$prefix' || i, '$ipo', 1000, 'PASSPORT', 'GB', 'P' || i, 'Name ' || i from generate_series(1, $n) i});
-	return;
-}
-
 # wait until nothing of a table is open
 sub settled
 {
@@ -116,9 +99,9 @@ $fini->sql(q{create role submitter_one login; create role operator_one login;
 	create schema submitter_one authorization submitter_one; create schema operator_one authorization operator_one});
 
 holds "a submitter's deferred trigger does not run as the owner of the table in fini.cancel" => sub {
-	new_table('owned');
+	$fini->new_table('owned');
 	$fini->sql('select fini.pause()');
-	insert_rows('owned', 'OWN', 1);
+	$fini->insert_rows('owned', 'OWN', 1);
 	my ($rc, $out, $err) = $fini->try_sql(q{set role submitter_one; set search_path = submitter_one;
 		create table ran (who name);
 		create table cause (i int);
@@ -142,7 +125,7 @@ holds "an operator's deferred trigger does not run as the worker" => sub {
 		create function step() returns trigger language plpgsql as
 			$$ begin execute 'set constraints all deferred'; insert into operator_one.cause values (1); return null; end $$;
 		create trigger s after update on applications for each row execute function step()});
-	insert_rows('operator_one.applications', 'OPER', 1);
+	$fini->insert_rows('operator_one.applications', 'OPER', 1);
 	settled('operator_one.applications');
 	is($fini->sql(q{select count(*) from operator_one.ran where who <> 'operator_one'}), 0, 'as nobody else');
 	is($fini->sql(q{select state from fini.submission where own_ref = 'OPER1'}), 'accepted', 'accepted');
@@ -155,8 +138,8 @@ for my $action (qw(hang-before hang-after))
 	holds "a change and a withdrawal under way when the worker ends, $action" => sub {
 		my $table = 'ends_' . ($action =~ s/-/_/r);
 		my $ref = uc $table;
-		new_table($table);
-		insert_rows($table, $ref, 2);
+		$fini->new_table($table);
+		$fini->insert_rows($table, $ref, 2);
 		settled($table);
 		my %record = map { $_ => $fini->sql("select record_id from $table where own_ref = '$ref$_'") } 1, 2;
 
@@ -191,8 +174,8 @@ for my $action (qw(hang-before hang-after))
 # --- reconcile and repair ---------------------------------------------------------------------------------------
 
 holds 'a run can be repaired twice: what is missing is added once' => sub {
-	new_table('twice');
-	insert_rows('twice', 'TWICE', 1);
+	$fini->new_table('twice');
+	$fini->insert_rows('twice', 'TWICE', 1);
 	settled('twice');
 	my ($record) = records('TWICE1');
 	$fini->admin('DELETE', "/records?recordID=$record->{recordID}");
@@ -206,10 +189,10 @@ holds 'a run can be repaired twice: what is missing is added once' => sub {
 };
 
 holds 'reconcile of one table leaves the records of another table of the same IPO alone' => sub {
-	new_table('mine');
-	new_table('theirs');
-	insert_rows('mine', 'MINE', 1, '3456');
-	insert_rows('theirs', 'THEIRS', 2, '3456');
+	$fini->new_table('mine');
+	$fini->new_table('theirs');
+	$fini->insert_rows('mine', 'MINE', 1, '3456');
+	$fini->insert_rows('theirs', 'THEIRS', 2, '3456');
 	settled('mine');
 	settled('theirs');
 	my $run = reconcile('mine', '3456');
@@ -229,8 +212,8 @@ holds 'reconcile refuses to compare with a snapshot' => sub {
 };
 
 holds 'a row whose duplicate was repaired still belongs to its record' => sub {
-	new_table('doubled');
-	insert_rows('doubled', 'DOUBLED', 1, '5678');
+	$fini->new_table('doubled');
+	$fini->insert_rows('doubled', 'DOUBLED', 1, '5678');
 	settled('doubled');
 	my ($record) = records('DOUBLED1');
 	my %copy = %$record;
@@ -274,9 +257,9 @@ holds 'reconcile of a table keyed by uuid, with foreign records in the IPO' => s
 # --- operations side by side ------------------------------------------------------------------------------------
 
 holds 'retry beside an update of the same row gives one record' => sub {
-	new_table('again');
+	$fini->new_table('again');
 	$fini->faults({ endpoint => 'subscriptions/add', action => 'reject-entries', n => 1, code => '400777', message => 'x', count => 1 });
-	insert_rows('again', 'AGAIN', 1);
+	$fini->insert_rows('again', 'AGAIN', 1);
 	settled('again');
 	is($fini->sql('select fini_state from again'), 'rejected', 'rejected first');
 
@@ -296,8 +279,8 @@ holds 'retry beside an update of the same row gives one record' => sub {
 };
 
 holds 'a change enqueued beside the withdrawal does not submit again' => sub {
-	new_table('beside');
-	insert_rows('beside', 'BESIDE', 1);
+	$fini->new_table('beside');
+	$fini->insert_rows('beside', 'BESIDE', 1);
 	settled('beside');
 	$fini->sql('select fini.pause()');
 	my $withdrawal = $node->background_psql('postgres');
@@ -314,8 +297,8 @@ holds 'a change enqueued beside the withdrawal does not submit again' => sub {
 };
 
 holds 'an add in doubt is not found in an invalidated record' => sub {
-	new_table('invalid');
-	insert_rows('invalid', 'INVALID', 1);
+	$fini->new_table('invalid');
+	$fini->insert_rows('invalid', 'INVALID', 1);
 	settled('invalid');
 	my ($record) = records('INVALID1');
 	$fini->admin('PATCH', "/records?recordID=$record->{recordID}", { subFlowStatus => '20' });
@@ -331,8 +314,8 @@ holds 'an add in doubt is not found in an invalidated record' => sub {
 };
 
 holds "a user's trigger on an outcome may insert into another attached table" => sub {
-	new_table('leads');
-	new_table('follows');
+	$fini->new_table('leads');
+	$fini->new_table('follows');
 	$fini->sql(q{create function follow() returns trigger language plpgsql as $$ begin
 			if new.fini_state = 'accepted' then
 				insert into public.follows (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng)
@@ -340,7 +323,7 @@ holds "a user's trigger on an outcome may insert into another attached table" =>
 			end if;
 			return null; end $$;
 		create trigger follow after update on leads for each row execute function follow()});
-	insert_rows('leads', 'LEAD', 1);
+	$fini->insert_rows('leads', 'LEAD', 1);
 	settled('leads');
 	$fini->wait_for(q{select exists (select from follows)}, 'the follow-up', 20);
 	is($fini->sql(q{select count(*) from fini.submission where own_ref = 'FOLLOW-LEAD1'}), 1, 'it was captured');
@@ -354,12 +337,12 @@ for my $data ('null', '{}')
 {
 	holds "data $data in the answer to a query is an empty page" => sub {
 		my $table = $data eq 'null' ? 'empty_null' : 'empty_object';
-		new_table($table);
+		$fini->new_table($table);
 		$fini->faults(
 			{ endpoint => 'subscriptions/add', action => 'drop-before', count => 1 },
 			{ endpoint => 'subscriptions/query', action => 'status-before', status => 200, count => -1,
 				body => qq({"code":"0","message":"","data":$data,"totalSize":0,"nextCursor":"0","exception":[]}) });
-		insert_rows($table, uc $table, 1, '5678');
+		$fini->insert_rows($table, uc $table, 1, '5678');
 		is($fini->sql(q{select count(*) from fini.subscription_query('5678')}), 0, 'no rows');
 		settled($table);
 		is($fini->sql("select fini_state from $table"), 'accepted', 'it ends the search for what is in doubt');
@@ -368,15 +351,15 @@ for my $data ('null', '{}')
 }
 
 holds 'a row that cannot be sealed is rejected alone' => sub {
-	new_table('unsealable');
+	$fini->new_table('unsealable');
 	my $pid = worker_pid();
 	$fini->sql('select fini.pause()');
-	insert_rows('unsealable', 'BEFORE', 3);
+	$fini->insert_rows('unsealable', 'BEFORE', 3);
 	$fini->sql(q{insert into unsealable (own_ref, ipo_id, app_quantity, id_list) values ('ARRAY', '1234', 100,
 		'[{"idType":"PASSPORT","idCountryJurisdiction":"GB","idNum":"P1","fullNameEng":["Li","Wu"]}]')});
 	$fini->sql(q{insert into unsealable (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng, extra)
 		values ('OBJECT', '1234', 100, 'PASSPORT', 'GB', 'P1', 'Name', '{"guardian":{"fullNameEng":{"first":"Li"}}}')});
-	insert_rows('unsealable', 'AFTER', 3);
+	$fini->insert_rows('unsealable', 'AFTER', 3);
 	$fini->sql('select fini.resume()');
 	settled('unsealable');
 	is($fini->sql(q{select string_agg(own_ref, ',' order by own_ref) from unsealable where fini_state = 'rejected'}), 'ARRAY,OBJECT', 'they are rejected');
@@ -388,15 +371,15 @@ for my $code (qw(57014 57P01))
 {
 	holds "a user's trigger that raises $code on an outcome does not end the worker" => sub {
 		my $table = lc "raises_$code";
-		new_table($table);
-		new_table("${table}_other");
+		$fini->new_table($table);
+		$fini->new_table("${table}_other");
 		$fini->sql(qq{create function $table() returns trigger language plpgsql as
 				\$\$ begin raise exception 'x' using errcode = '$code'; end \$\$;
 			create trigger raises after update on $table for each row execute function $table()});
 		my $pid = worker_pid();
-		insert_rows($table, uc $table, 2);
+		$fini->insert_rows($table, uc $table, 2);
 		settled($table);
-		insert_rows("${table}_other", "${code}OTHER", 2);
+		$fini->insert_rows("${table}_other", "${code}OTHER", 2);
 		settled("${table}_other");
 		is($fini->sql("select string_agg(distinct state, ',') from fini.submission where relation = '$table'::regclass"), 'accepted', 'the outbox has the outcome');
 		is($fini->sql("select count(*) from ${table}_other where fini_state = 'accepted'"), 2, 'the other table goes on');
@@ -407,7 +390,7 @@ for my $code (qw(57014 57P01))
 
 holds 'what the row says of its IPO and quantity, extra does not override' => sub {
 	my @extra = ('{"ipoID":"3456"}', '{"appQuantity":"77"}', '{"ownRef":"OTHER"}', '{"note":"kept"}');
-	new_table('overrides');
+	$fini->new_table('overrides');
 	for my $i (0 .. $#extra)
 	{
 		$fini->sql(qq{insert into overrides (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng, extra)
@@ -422,7 +405,7 @@ holds 'what the row says of its IPO and quantity, extra does not override' => su
 };
 
 holds 'numbers among the personal values are blanked in messages of the gateway' => sub {
-	new_table('blanked');
+	$fini->new_table('blanked');
 	my $log = $fini->log_position;
 	$fini->faults({ endpoint => 'subscriptions/add', action => 'reject-entries', n => 1, code => '400777', count => 1,
 			message => 'document 74839201 of the applicant is on the list' });
@@ -437,17 +420,17 @@ holds 'numbers among the personal values are blanked in messages of the gateway'
 };
 
 holds 'locked rows get their outcome once the lock goes, and hold up no other table' => sub {
-	new_table('locked');
-	new_table('free');
+	$fini->new_table('locked');
+	$fini->new_table('free');
 	$fini->sql('select fini.pause()');
-	insert_rows('locked', 'LOCKED', 4);
+	$fini->insert_rows('locked', 'LOCKED', 4);
 	my $holder = $node->background_psql('postgres');
 	$holder->query_safe('begin');
 	$holder->query_safe('select count(*) from (select from locked for update) l');
 	$fini->sql('select fini.resume()');
 	settled('locked');
 	my $begin = time;
-	insert_rows('free', 'FREE', 4);
+	$fini->insert_rows('free', 'FREE', 4);
 	$fini->wait_for(q{select count(*) = 4 from free where fini_state = 'accepted'}, 'the other table', 20);
 	cmp_ok(time - $begin, '<', 4, 'the other table went on at once');
 	$holder->query_safe('commit');
@@ -459,13 +442,13 @@ holds 'locked rows get their outcome once the lock goes, and hold up no other ta
 # --- cancel over a standing record --------------------------------------------------------------------------------
 
 holds 'cancel of a row that was inserted again over a standing record' => sub {
-	new_table('reborn');
-	insert_rows('reborn', 'REBORN', 1);
+	$fini->new_table('reborn');
+	$fini->insert_rows('reborn', 'REBORN', 1);
 	settled('reborn');
 	my $record = $fini->sql('select record_id from reborn');
 	$fini->sql('select fini.pause()');
 	$fini->sql('delete from reborn');
-	insert_rows('reborn', 'REBORN', 1);
+	$fini->insert_rows('reborn', 'REBORN', 1);
 	$fini->sql(q{select fini.cancel('reborn')});
 	$fini->sql('select fini.resume()');
 	settled('reborn');

@@ -30,6 +30,7 @@ alarm 0;
 my %figure = $said =~ /^([a-z][\w ,]*?): +(\S.*)$/mgi;
 is($status, 0, "seed $seed: the run ended well") or diag $said;
 is($figure{$_} // 'not told', 0, "$_: none") for 'lost', 'twice', 'out of order', 'disagreements';
+like($figure{'record IDs that differ'} // 'not told', qr/^0 of [1-9]\d+$/, 'record IDs: none differs');
 cmp_ok(($figure{kills} // '') =~ /^(\d+)/ ? $1 : 0, '>=', 5, 'something was killed');
 cmp_ok(($figure{'faults injected'} // '') =~ /^(\d+)/ ? $1 : 0, '>', 0, 'the gateway misbehaved');
 cmp_ok(($figure{'records at FINI'} // '') =~ /^(\d+)/ ? $1 : 0, '>', 100, 'there was something to be lost');

@@ -15,8 +15,8 @@
 #	finding-out		the gateway holds a page of the look for what is in doubt
 #	in-commit		a session's transaction is committed, but its client not told
 #
-# pg_locks tells which of its transactions the worker is in: a claim deletes from fini.queue, a settling
-# does not.
+# pg_locks tells which of its transactions the worker is in: a settling counts in fini.tally, a claim has
+# fini.queue open and does not.
 
 package Torture;
 
@@ -255,7 +255,7 @@ sub _worker_waits
 	my ($self) = @_;
 	my ($row) = $self->_worker_locks;
 	return '' if !$row || ($row->[0] // '') ne 'Lock';
-	return $row->[2] eq 't' ? 'claim' : $row->[4] eq 't' ? 'write back' : $row->[3] eq 't' ? 'settle' : 'other';
+	return $row->[4] eq 't' ? 'write back' : $row->[3] eq 't' ? 'settle' : $row->[2] eq 't' ? 'claim' : 'other';
 }
 
 sub _worker_locks
@@ -264,7 +264,7 @@ sub _worker_locks
 	my $holds = sub {
 		"exists (select from pg_locks l where l.pid = a.pid and l.granted and l.mode = 'RowExclusiveLock' and l.relation in ("
 		  . join(', ', map { "'$_'::regclass" } @_) . '))' };
-	return $self->rows(q{select a.wait_event_type, a.wait_event, } . join(', ', $holds->('fini.queue'), $holds->('fini.submission'),
+	return $self->rows(q{select a.wait_event_type, a.wait_event, } . join(', ', $holds->('fini.queue'), $holds->('fini.tally'),
 			$holds->(@TorturePlan::TABLES)) . q{ from pg_stat_activity a where a.backend_type = 'fini worker'});
 }
 

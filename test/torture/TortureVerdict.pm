@@ -15,7 +15,7 @@ use TorturePlan;
 sub new
 {
 	my ($class, $torture) = @_;
-	my $self = bless { torture => $torture, count => { map { $_ => 0 } qw(lost twice order disagree) }, wrong => [] }, $class;
+	my $self = bless { torture => $torture, count => { map { $_ => 0 } qw(lost twice order disagree record_ids record_ids_differ) }, wrong => [] }, $class;
 
 	$self->{records} = $torture->sandbox->dump;
 	$self->{stats} = $torture->sandbox->stats;
@@ -106,6 +106,8 @@ sub _judge_records
 		next if @records != 1;
 
 		my $record = $records[0];
+		$self->{count}{record_ids}++;
+		$self->{count}{record_ids_differ}++ if $record->{recordID} ne ($row->{record_id} // '');
 		my $person = $record->{idList}[0];
 		my %pairs = (
 			'record ID' => [ $record->{recordID}, $row->{record_id} ], 'ipoID' => [ $record->{ipoID}, $plan->{ipo_id} ],

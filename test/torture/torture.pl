@@ -74,6 +74,7 @@ sub report
 		[ 'twice', max($verdict->count('twice'), $stats->{duplicates}, $stats->{duplicate_adds}) ],
 		[ 'out of order', max($verdict->count('order'), $stats->{out_of_order}) ],
 		[ 'disagreements', $verdict->count('disagree') ],
+		[ 'record IDs that differ', $verdict->count('record_ids_differ') . ' of ' . $verdict->count('record_ids') ],
 		[ 'repeated request IDs', "$stats->{repeated_request_ids} (refused by the gateway)" ],
 		[ 'server down', spread($torture->{down}) ],
 		[ 'up to first accepted', spread($torture->{recovery}) ],
