@@ -149,6 +149,33 @@ $fini->sql('select fini.resume()');
 $fini->wait_done;
 agree('in the end');
 
+# FINI says that a request ID has been used, but shows nothing of it: a new one comes into play once, and only after two
+# looks through everything and the time that a request can take; then it is given up, visibly
+for my $mended (1, 0)
+{
+	my $name = $mended ? 'TAKEN' : 'LOST';
+	my $request = "select max(request_id) from fini.submission where own_ref = '${name}1'";
+	$before = queries();
+	my $begin = time;
+	$fini->faults({ endpoint => 'subscriptions/add', action => 'code-before', status => 400, code => '411002', message => 'duplicate request ID', count => -1 });
+	$fini->insert_rows('applications', $name, 1);
+	my $first = $fini->wait_for(sub { $fini->sql($request) }, 'a request ID');
+	my $second = $fini->wait_for(sub { my $id = $fini->sql($request); $id ne $first ? $id : undef }, 'another one', 60);
+	cmp_ok(time - $begin, '>=', 2, "$name: not before a copy on its way has had its time");
+	# more than 50 pages each
+	cmp_ok(queries() - $before, '>=', 100, "$name: nor before two looks");
+	$fini->clear_faults if $mended;
+	$fini->wait_done(undef, 90);
+	$fini->clear_faults;
+	is($fini->sql($request), $second, "$name: one new ID, and no more");
+	is($fini->sql("select concat_ws(' ', state, error_code) from fini.submission where own_ref = '${name}1'"),
+		$mended ? 'accepted' : 'failed not_found', $mended ? 'then it goes' : 'else it is given up, and says so');
+	like($fini->sql("select fini_error from applications where own_ref = '${name}1'"), qr/not_found: .*look there/, 'with what to do') if !$mended;
+}
+is($fini->sql(q{select fini.retry(own_refs => '{LOST1}')}), 1, 'which puts it back');
+$fini->wait_done;
+agree('after 411002');
+
 # queries that are refused for good stop until fini.resume, and nothing is concluded meanwhile
 $fini->faults(
 	{ endpoint => 'subscriptions/query', action => 'status-before', status => 403, count => -1 },
