@@ -3,6 +3,9 @@
 #	make			the extension		make install		into the PostgreSQL of $(PG_CONFIG)
 #	make demo		10,000 applications to a sandbox gateway and back, on a throw-away server
 #	make test		every test, on throw-away servers; TESTS="t/name.pl sql/name.sql" for some
+#	make matrix		every test, and with the PostgreSQL of other Debian suites, too (CONTRIBUTING.md)
+#	make newcomer	the README's quick start and docs/monitoring.md, word by word, in an empty Debian
+#	make deb		Debian packages, into dist/		make deb-try	the same, tried in a clean Debian
 #	make bench		measurements, in a quarter of an hour: BENCH="--only drain" for one part (docs/performance.md)
 #	make bench-quick	the same in two minutes		make bench-size	10,000,000 submissions: SIZE=2000000 for less
 #	make torture	kills and faults without end: TORTURE="--seed 7 --kills 200 --operations 50000" (docs/torture.md)
@@ -57,6 +60,14 @@ demo:
 	@$(run) test/demo/run
 test:
 	@$(run) test/run $(TESTS)
+matrix:
+	@$(run) test/matrix
+newcomer:
+	@$(run) test/newcomer
+deb:
+	@$(run) packaging/deb
+deb-try:
+	@$(run) packaging/deb-try
 bench:
 	@$(run) test/bench/run $(BENCH)
 bench-quick:
@@ -87,4 +98,4 @@ clean-gateway:
 lint:
 	@$(run) test/lint
 
-.PHONY: all install installcheck clean demo test bench bench-quick bench-size torture size fuzz fuzz-smoke test-asan test-valgrind gateway clean-gateway lint
+.PHONY: all install installcheck clean demo test matrix newcomer deb deb-try bench bench-quick bench-size torture size fuzz fuzz-smoke test-asan test-valgrind gateway clean-gateway lint

@@ -51,7 +51,7 @@ stage_make()
 		stage_old
 	fi
 	(cd "$top" && tar -cf - --exclude='*.o' --exclude='*.bc' --exclude='*.so' --exclude=fini-gateway \
-		$(ls -d README.md fini.control fini--*.sql src test sql expected specs docs monitoring 2>/dev/null)) | (cd "$stage/tree" && tar -xof -)
+		$(ls -d Makefile README.md CONTRIBUTING.md CHANGELOG LICENSE META.json fini.control fini--*.sql src test sql expected specs docs monitoring packaging 2>/dev/null)) | (cd "$stage/tree" && tar -xof -)
 	chmod -R u+rwX,go+rX "$stage/tree" "$stage/bin"
 	if [ -n "$account" ]; then
 		chown -R "$account" "$stage/work"

@@ -20,7 +20,9 @@ my $work = "$stage/work";
 my $pgxs = dirname(dirname(dirname($ENV{PG_REGRESS})));
 my ($bindir) = split /:/, $ENV{PATH};
 my $deadline = $ENV{FINI_TEST_DEADLINE} // 900;
+my $until = $ENV{FINI_TEST_UNTIL};		# seconds since the epoch: TAP tests not begun by then are skipped
 my ($passed, $failed, $skipped) = (0, 0, 0);
+my @not_reached;
 
 # a group of our own, so that a signal can be handed on to every test and to nothing else
 setpgrp(0, 0);
@@ -47,6 +49,7 @@ sub main
 	regress('isolation', 'isolation_regression', "$pgxs/test/isolation/pg_isolation_regress", @specs) if @specs;
 	tap(@tap) if @tap;
 
+	print "not reached within the time: @not_reached\n" if @not_reached;
 	print "$skipped skipped\n" if $skipped;
 	print "$passed passed, $failed failed\n";
 	exit($failed || !$passed ? 1 : 0);
@@ -111,7 +114,13 @@ sub tap
 	chdir "$tree/test" or die "$tree/test: $!\n";
 	my $harness = SuiteHarness->new({
 		lib => [ split /:/, $ENV{PERL5LIB} ], merge => 0, failures => 1, timer => 1,
-		jobs => $ENV{FINI_TEST_JOBS} // 1, verbosity => 0, color => 0 });
+		jobs => $ENV{FINI_TEST_JOBS} // 1, verbosity => 0, color => 0,
+		exec => sub {
+			my (undef, $file) = @_;
+			return undef if !$until || time < $until;
+			push @not_reached, $file;
+			return "1..0 # SKIP the time was used up\n";
+		} });
 
 	$harness->callback(made_parser => sub {
 		my ($parser) = @_;

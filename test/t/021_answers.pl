@@ -10,7 +10,7 @@ use IO::Socket::INET;
 use Test::More;
 
 my $fini = FiniTest->armed_cluster(
-	settings => { 'fini.rate_limit' => 0, 'fini.batch_size' => 10, 'fini.request_timeout' => '2s' },
+	settings => { 'fini.rate_limit' => 0, 'fini.batch_size' => 10, 'fini.request_timeout' => '5s' },
 	gateway => [ '--rate-limit', 0 ],
 	conf => "log_min_messages = debug1\nlog_statement = none\n");
 my $log_start = $fini->log_position;
@@ -67,8 +67,8 @@ my $blanked = qr/applicant \*+ \(\*+\) \*+, \*+, \*+: no/;
 for my $case (
 	[ { action => 'drop-before' }, qr/IP005.*not known whether FINI processed.*query before/s, 1, 0 ],
 	[ { action => 'drop-after' }, qr/IP005/, 1, 1 ],
-	[ { action => 'hang-before', ms => 3000 }, qr/IP005/, 1, 0 ],
-	[ { action => 'hang-after', ms => 3000 }, qr/IP005/, 1, 1 ],
+	[ { action => 'hang-before', ms => 6000 }, qr/IP005/, 1, 0 ],
+	[ { action => 'hang-after', ms => 6000 }, qr/IP005/, 1, 1 ],
 	[ { action => 'status-before', status => 500 }, qr/IP005.*HTTP status 500/s, 1, 0 ],
 	[ { action => 'status-after', status => 503, body => '<html>busy</html>' }, qr/IP005.*HTTP status 503, code http_503/s, 1, 1 ],
 	[ { action => 'status-before', status => 504, body => '' }, qr/IP005.*HTTP status 504.*answer is empty/s, 1, 0 ],

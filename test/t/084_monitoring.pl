@@ -98,7 +98,7 @@ $fini->wait_done;
 $fini->sql(q{select fini.reconcile('applications', '1234'); select fini.jwks('agent', now() + interval '300 days')});
 
 # as the page has it
-my ($role) = $page =~ /```sql run\n((?s:.*?create role prometheus.*?))```/ or die "no role in monitoring.md\n";
+my ($role) = $page =~ /```sql newcomer\n((?s:.*?create role prometheus.*?))```/ or die "no role in monitoring.md\n";
 $fini->sql($role);
 $fini->sql('vacuum analyze');
 sub tuples_read

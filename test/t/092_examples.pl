@@ -36,7 +36,7 @@ for my $name (sort keys %page)
 		{
 			my $mark = $1 =~ s/\s+$//r;
 			$open = [ $number, '', '', '' ];
-			if ($mark =~ /^sql (run|cron|trading)$/) { $open->[1] = $1; }
+			if ($mark =~ /^sql (run|newcomer|cron|trading)$/) { $open->[1] = $1; }
 			elsif ($mark =~ /^sql fails ([0-9A-Z]{5})$/) { @{$open}[ 1, 2 ] = ('fails', $1); }
 			elsif ($mark =~ /^sql not run: ./) { $open->[2] = 'not run'; note "$name.md:$number: $mark"; }
 			elsif ($mark =~ /sql/i) { push @unmarked, "$number: ```$mark"; }
