@@ -180,7 +180,7 @@ $fini->wait_for(sub { ($fini->stats->{faults}{'hang-before'} // 0) > 1 }, 'a pag
 my ($state, $reached) = split /\|/, $fini->sql("select state, pages from fini.reconcile_run where run_id = $run");
 ok($state eq 'running' && $reached >= $third - 1 && $reached < $pages, "a killed worker: its successor goes on ($reached pages)");
 $used += FiniSize::cpu(worker_pid());
-$fini->node->restart('fast');
+$fini->node->restart;
 $fini->clear_faults;
 $fini->wait_for("select worker_pid is not null from fini.status", 'a worker');
 $pid = worker_pid();
