@@ -38,17 +38,16 @@ sub insert_rows
 insert_rows($old, 'A', 40);
 $fini->wait_done;
 $fini->faults({ endpoint => 'subscriptions/add', action => 'drop-after', count => 1 },
-	{ endpoint => 'subscriptions/query', action => 'status-before', status => 503 });
+	{ endpoint => 'subscriptions/query', action => 'status-before', status => 503, count => -1 });
 insert_rows($old, 'B', 10);
 $fini->wait_for(q{select unknown = 10 from fini.status}, 'a request to be in doubt');
 $fini->sql(q{select fini.pause('upgrade')});
 insert_rows($old, 'C', 15);
-$fini->wait_for(q{select worker_state = 'idle' from fini.status}, 'the worker to be idle');
+$fini->wait_for(q{select queued = 15 and sending = 0 and unknown = 10 from fini.status}, 'the queue to stand still');
 my $accepted = $fini->stats->{accepted};
 is($accepted, 50, 'FINI has those in doubt');
 $fini->sql(q{select fini.resume()});		# nothing must move while pg_upgrade has the servers, paused or not
-$fini->clear_faults;
-$fini->faults({ action => 'status-before', status => 503 });
+$fini->faults({ endpoint => 'subscriptions/*', action => 'status-before', status => 503, count => -1 });
 $old->stop('immediate');					# a crash at the worst moment ...
 $old->start;
 $old->stop;								# ... and pg_upgrade wants a clean end
@@ -74,12 +73,12 @@ is_deeply($fini->stats->{requests}, $requests, 'neither server asked the gateway
 $new->start;
 is($new->safe_psql('postgres', 'select armed, paused from fini.status'), 'f|f', 'the upgraded cluster is disarmed');
 is($new->safe_psql('postgres', q{select extversion from pg_extension where extname = 'fini'}),
-	$new->safe_psql('postgres', 'select library from fini._version()'), 'library and objects agree');
+	$new->safe_psql('postgres', 'select library_version from fini._check_worker()'), 'library and objects agree');
 is($new->safe_psql('postgres', q{select count(*), count(record_id) from applications where fini_state = 'accepted'}), '40|40', 'the rows are there');
 is($new->safe_psql('postgres', q{select count(*) from fini.submission where state = 'accepted'}), 40, 'the outbox, too');
 is($new->safe_psql('postgres', q{select count(*) from fini.submission where state in ('queued', 'sending', 'unknown')}), 25, 'with what is open');
 insert_rows($new, 'D', 5);
-$fini->wait_for(sub { $new->safe_psql('postgres', q{select queued >= 20 and worker_state = 'idle' from fini.status}) eq 't' }, 'the worker to be idle');
+$fini->wait_for(sub { $new->safe_psql('postgres', q{select queued + unknown = 30 and queued >= 5 and worker_state = 'idle' from fini.status}) eq 't' }, 'the worker to be idle');
 is($fini->stats->{accepted}, $accepted, 'disarmed: rows are captured and nothing is sent');
 
 $new->safe_psql('postgres', 'select fini.arm()');
