@@ -8,6 +8,7 @@ use warnings;
 
 use File::Basename qw(dirname);
 use FiniTest;
+use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -62,10 +63,40 @@ $fini->clear_faults;
 
 my $requests = $fini->stats->{requests};
 chdir $PostgreSQL::Test::Utils::tmp_check or die "chdir: $!\n";
-my @command = ('pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $new->data_dir, '-b', $old_bindir, '-B', $new->config_data('--bindir'),
-	'-s', $new->host, '-p', $old->port, '-P', $new->port, '-U', scalar getpwuid($<));
-command_ok([ @command, '--check' ], 'pg_upgrade --check');
-command_ok(\@command, 'pg_upgrade');
+
+# [ did it work, what it said ]
+sub upgrade
+{
+	my ($from, $to, @more) = @_;
+	my $said = '';
+	my $done = IPC::Run::run([ 'pg_upgrade', '--no-sync', '-d', $from->data_dir, '-D', $to->data_dir, '-b', $old_bindir, '-B', $to->config_data('--bindir'),
+			'-s', $to->host, '-p', $from->port, '-P', $to->port, '-U', scalar getpwuid($<), @more ], '<', \undef, '>&', \$said);
+	return ($done, $said);
+}
+
+# whether these two versions of PostgreSQL can be upgraded at all, with one table and without fini
+sub plain_upgrade
+{
+	my @nodes = map { PostgreSQL::Test::Cluster->new("plain_$_->[0]", $_->[1] ? (install_path => $_->[1]) : ()) } [ 'old', dirname($old_bindir) ], [ 'new' ];
+	$nodes[0]->init(extra => [ '-E', 'UTF8', '--locale=C' ]);
+	$nodes[0]->start;
+	$nodes[0]->safe_psql('postgres', 'create table plain (i int)');
+	$nodes[0]->stop;
+	$nodes[1]->init(extra => [ '-E', 'UTF8', '--locale=C', $new_major >= 18 ? '--no-data-checksums' : () ]);
+	return upgrade(@nodes);
+}
+
+my ($checked, $check_said) = upgrade($old, $new, '--check');
+ok($checked, 'pg_upgrade --check') or diag $check_said;
+my ($done, $said) = upgrade($old, $new);
+if (!$done && !(plain_upgrade())[0])
+{
+	# seen with an old version whose minor release is younger than the new version's
+	SKIP: { skip "pg_upgrade from $old_major to $new_major fails here without fini, too", 1; }
+	done_testing();
+	exit;
+}
+ok($done, 'pg_upgrade') or diag $said;
 is_deeply($fini->stats->{requests}, $requests, 'neither server asked the gateway anything meanwhile');
 
 # --- the new cluster ---
