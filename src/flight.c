@@ -155,10 +155,9 @@ fini_flight_dispatch(FiniSlotShared *slot)
 			break;
 
 		/* a look at an empty queue is no use of the token, which lapses when nobody calls */
-		if (ready == NULL && flights == NIL && fini_flight_queue_is_empty())
+		if (ready == NULL && flights == NIL && fini_flight_queue_is_empty(&next_due_us))
 		{
 			work = false;
-			next_due_us = 0;
 			break;
 		}
 

@@ -102,7 +102,9 @@ extern void fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight);
  * *flight is NULL when nothing of it is to be sent.
  */
 extern bool fini_flight_claim(FiniSlotShared *slot, FiniFlight **flight, int64 *next_due_us);
-extern bool fini_flight_queue_is_empty(void);
+
+/* and if so, when it is worth another look (0: when something comes) */
+extern bool fini_flight_queue_is_empty(int64 *next_due_us);
 
 /* for flight.c: write what became of a request that was answered; what the database refuses stays unsettled */
 extern void fini_flight_conclude(FiniSlotShared *slot, FiniFlight *flight);

@@ -35,13 +35,19 @@ static bool claim_group(FiniFlight *flight, const FiniGroup *group);
 static int	batch_limit(FiniOperation operation);
 
 bool
-fini_flight_queue_is_empty(void)
+fini_flight_queue_is_empty(int64 *next_due_us)
 {
 	MemoryContext old = CurrentMemoryContext;
 	bool		empty;
 
 	fini_flight_begin();
 	empty = fini_outbox_groups(old) == NIL;
+	if (empty)
+	{
+		int64		due = fini_outbox_next_due();
+
+		*next_due_us = due < 0 ? 0 : fini_monotonic_us() + due;
+	}
 	fini_flight_commit();
 	MemoryContextSwitchTo(old);
 	return empty;

@@ -124,10 +124,20 @@ extern FiniPermission fini_outbox_may_send(void);
 /* on a new timeline, what is open is in doubt from now on */
 extern void fini_outbox_adopt_timeline(void);
 
-/* what could be claimed: the IPO with the earliest deadline first, those without one last, then the oldest */
+/*
+ * What could be claimed: the IPO with the earliest deadline first, those
+ * without one last, then the oldest (outbox_groups.c).
+ */
 extern List *fini_outbox_groups(MemoryContext into);
 
-/* microseconds until the next deferred operation becomes due; -1: none */
+/* from where on the queue of a group is worth looking at, and that this is further on */
+extern int64 fini_outbox_low_end(const char *ipo_id, FiniOperation operation);
+extern void fini_outbox_raise_low_end(const char *ipo_id, FiniOperation operation, int64 below);
+
+/*
+ * Microseconds until the next deferred operation becomes due, or until a look
+ * at the whole queue does that the last one did without; -1: none.
+ */
 extern int64 fini_outbox_next_due(void);
 
 /* claim up to limit operations for a new request; count 0: nothing to be had */

@@ -34,22 +34,6 @@ static FiniStatement adopt_statement = {
 	.keep_plan = true
 };
 
-/* one step along the index for each group, however many rows it has */
-static FiniStatement groups_statement = {
-	.sql = "WITH RECURSIVE g AS ("
-	" (SELECT ipo_id, operation, id FROM fini.queue ORDER BY ipo_id, operation, id LIMIT 1)"
-	" UNION ALL"
-	" SELECT n.* FROM g, LATERAL (SELECT q.ipo_id, q.operation, q.id FROM fini.queue q"
-	"  WHERE (q.ipo_id, q.operation) > (g.ipo_id, g.operation) ORDER BY q.ipo_id, q.operation, q.id LIMIT 1) n)"
-	" SELECT g.ipo_id, g.operation, g.id, d.deadline FROM g LEFT JOIN fini.deadline d ON d.ipo_id = g.ipo_id"
-	" ORDER BY d.deadline NULLS LAST, g.id"
-};
-
-static FiniStatement next_due_statement = {
-	.sql = "SELECT (extract(epoch FROM not_before - clock_timestamp()) * 1000000)::bigint FROM fini.queue"
-	" WHERE not_before > clock_timestamp() ORDER BY not_before LIMIT 1"
-};
-
 static FiniStatement record_ids_statement = {
 	.sql = "UPDATE fini.submission s SET record_id = v.record_id FROM ROWS FROM (unnest($1), unnest($2)) AS v(id, record_id)"
 	" WHERE s.id = v.id AND s.record_id IS DISTINCT FROM v.record_id",
@@ -123,41 +107,6 @@ void
 fini_outbox_adopt_timeline(void)
 {
 	(void) fini_outbox_execute(&adopt_statement, NULL, NULL, 0);
-}
-
-List *
-fini_outbox_groups(MemoryContext into)
-{
-	List	   *groups = NIL;
-
-	(void) fini_outbox_execute(&groups_statement, NULL, NULL, 0);
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		MemoryContext old = MemoryContextSwitchTo(into);
-		FiniGroup  *group = palloc(sizeof(FiniGroup));
-		Datum		deadline;
-		bool		isnull;
-
-		group->ipo_id = fini_outbox_column(i, 1, into);
-		group->operation = fini_outbox_operation(fini_outbox_column(i, 2, into));
-		group->first_id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 3, &isnull));
-		deadline = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 4, &isnull);
-		group->deadline = isnull ? 0 : DatumGetTimestampTz(deadline);
-		groups = lappend(groups, group);
-		MemoryContextSwitchTo(old);
-	}
-	return groups;
-}
-
-int64
-fini_outbox_next_due(void)
-{
-	bool		isnull;
-
-	(void) fini_outbox_execute(&next_due_statement, NULL, NULL, 1);
-	if (SPI_processed == 0)
-		return -1;
-	return Max(1000, DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)));
 }
 
 /*
@@ -289,26 +238,31 @@ take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
 	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "fini claim", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(work);
 	TimestampTz now = GetCurrentTransactionStartTimestamp();
+	int64		low_end = fini_outbox_low_end(batch->ipo_id, batch->operation);
+	int64		left = PG_INT64_MAX;	/* the first that stays in the queue */
+	int64		id = low_end;
 	int			room = 0;
 
-	fini_store_begin_queue(store, batch->ipo_id, fini_outbox_operation_name(batch->operation), PG_INT64_MIN);
+	fini_store_begin_queue(store, batch->ipo_id, fini_outbox_operation_name(batch->operation), low_end);
 	while (batch->count < limit && fini_store_next_in_queue(store, queued))
 	{
 		bool		isnull;
 		Datum		not_before = fini_store_column(queued, FINI_QUEUE_NOT_BEFORE, &isnull);
+		bool		later = !isnull && DatumGetTimestampTz(not_before) > now;
 		TupleTableSlot *own;
 		Kin			kin = {0};
 
 		MemoryContextReset(work);
 		CHECK_FOR_INTERRUPTS();
-		if (!isnull && DatumGetTimestampTz(not_before) > now)
+		id = DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull));
+		own = later ? NULL : fini_store_find(store, id);
+		if (own != NULL)
+			look_at_kin(store, own, other, &kin, into);
+		if (own == NULL || kin.blocks || !fini_store_take(store, queued))
+		{
+			left = Min(left, id);
 			continue;
-		own = fini_store_find(store, DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull)));
-		if (own == NULL)
-			continue;
-		look_at_kin(store, own, other, &kin, into);
-		if (kin.blocks || !fini_store_take(store, queued))
-			continue;
+		}
 		if (batch->count == room)
 		{
 			FiniMember *members;
@@ -324,6 +278,7 @@ take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);
 	fini_store_close(store);
+	fini_outbox_raise_low_end(batch->ipo_id, batch->operation, Min(id, left - 1));
 }
 
 static void

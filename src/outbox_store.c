@@ -51,6 +51,7 @@ static const char *const queue_columns[] = {"ipo_id", "operation", "id", "not_be
 static void open_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns);
 static void close_table(FiniStoreTable *table);
 static Relation index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncolumns);
+static void begin_queue_scan(FiniStore *store, int nkeys, ScanKey keys);
 static bool next_row(FiniStore *store, IndexScanDesc scan, TupleTableSlot *slot);
 static void insert_rows(FiniStoreTable *table, TupleTableSlot **slots, int n);
 static void missing(const char *what) pg_attribute_noreturn();
@@ -182,7 +183,25 @@ fini_store_begin_queue(FiniStore *store, const char *ipo_id, const char *operati
 	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, TEXTOID, index->rd_indcollation[1], F_TEXTEQ,
 						   CStringGetTextDatum(operation));
 	ScanKeyEntryInitialize(&keys[2], 0, 3, BTGreaterStrategyNumber, INT8OID, InvalidOid, F_INT8GT, Int64GetDatum(after));
-	index_rescan(store->in_queue, keys, 3, NULL, 0);
+	begin_queue_scan(store, 3, keys);
+	MemoryContextSwitchTo(old);
+}
+
+void
+fini_store_begin_ipos(FiniStore *store, const char *after, const char *before)
+{
+	Relation	index = store->in_queue->indexRelation;
+	ScanKeyData keys[2];
+	int			n = 0;
+	MemoryContext old = MemoryContextSwitchTo(store->context);
+
+	if (after != NULL)
+		ScanKeyEntryInitialize(&keys[n++], 0, 1, BTGreaterStrategyNumber, TEXTOID, index->rd_indcollation[0], F_TEXT_GT,
+							   CStringGetTextDatum(after));
+	if (before != NULL)
+		ScanKeyEntryInitialize(&keys[n++], 0, 1, BTLessStrategyNumber, TEXTOID, index->rd_indcollation[0], F_TEXT_LT,
+							   CStringGetTextDatum(before));
+	begin_queue_scan(store, n, keys);
 	MemoryContextSwitchTo(old);
 }
 
@@ -393,6 +412,19 @@ index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncol
 			return index;
 	}
 	missing(psprintf("index on column %s of table %s", columns[0], RelationGetRelationName(table->rel)));
+}
+
+static void
+begin_queue_scan(FiniStore *store, int nkeys, ScanKey keys)
+{
+	if (store->in_queue->numberOfKeys != nkeys)
+	{
+		Relation	index = store->in_queue->indexRelation;
+
+		index_endscan(store->in_queue);
+		store->in_queue = fini_compat_index_beginscan(store->queue.rel, index, store->snapshot, nkeys);
+	}
+	index_rescan(store->in_queue, keys, nkeys, NULL, 0);
 }
 
 /* a scan keeps what it allocates on its way */

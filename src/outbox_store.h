@@ -72,7 +72,7 @@ typedef struct FiniStore
 	int64		found_until;
 	IndexScanDesc by_own_ref;
 	Datum		own_ref;		/* that it looks for */
-	IndexScanDesc in_queue;		/* one group of the queue, in order */
+	IndexScanDesc in_queue;		/* in the order of its groups and ids */
 } FiniStore;
 
 /* only to write: without a snapshot and its scans */
@@ -94,6 +94,9 @@ extern bool fini_store_next_of_own_ref(FiniStore *store, TupleTableSlot *slot);
 
 /* the queue of a group, by id, from the first id that is greater than after */
 extern void fini_store_begin_queue(FiniStore *store, const char *ipo_id, const char *operation, int64 after);
+
+/* or that of all IPOs between two, which may be NULL, themselves left out */
+extern void fini_store_begin_ipos(FiniStore *store, const char *after, const char *before);
 extern bool fini_store_next_in_queue(FiniStore *store, TupleTableSlot *slot);
 
 /* a column of a row that has been read; NULL, zero or false where it is null, see isnull */
