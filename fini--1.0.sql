@@ -403,6 +403,15 @@ LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'fini_sql_capture';
 COMMENT ON FUNCTION fini.capture() IS 'trigger function of attached tables: enqueues what a statement asks for';
 
+-- a row's change is the table's, for all who keep what they know of it
+CREATE FUNCTION fini._attachment_changed() RETURNS trigger
+LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'fini_sql_attachment_changed';
+COMMENT ON FUNCTION fini._attachment_changed() IS 'trigger function of fini.attachment: tells all sessions that a table''s mapping has changed';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON fini.attachment
+	FOR EACH ROW EXECUTE FUNCTION fini._attachment_changed();
+ALTER TABLE fini.attachment ENABLE ALWAYS TRIGGER changed;
+COMMENT ON TRIGGER changed ON fini.attachment IS 'tells all sessions that a table''s mapping has changed';
+
 CREATE FUNCTION fini.attach(relation regclass, fields jsonb DEFAULT '{}', outcome jsonb DEFAULT '{}', live boolean DEFAULT true,
 	precheck boolean DEFAULT false, replicated boolean DEFAULT false)
 RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_attach';

@@ -89,9 +89,11 @@ static FiniStatement insert_moved_statement = {
 
 /* withdraw: adds and changes still queued are cancelled (whoever deletes the queue's row owns the operation) ... */
 static FiniStatement unqueue_withdrawn_statement = {
-	.sql = "WITH gone AS (DELETE FROM fini.queue q USING unnest($2) AS u(r), fini.submission s"
-	"  WHERE s.own_ref = u.r AND s.relation = $1 AND s.state = 'queued' AND s.operation <> 'invalidate'"
-	"   AND q.ipo_id = s.ipo_id AND q.operation = s.operation AND q.id = s.id RETURNING q.id),"
+	.sql = "WITH gone AS (DELETE FROM fini.queue WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM unnest($2) AS u(r),"
+	"  LATERAL (SELECT s.id, s.ipo_id, s.operation FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
+	"   AND s.state = 'queued' AND s.operation <> 'invalidate' OFFSET 0) o,"
+	"  LATERAL (SELECT q.ctid FROM fini.queue q WHERE q.ipo_id = o.ipo_id AND q.operation = o.operation AND q.id = o.id OFFSET 0) l))"
+	"  RETURNING id),"
 	" cancelled AS (UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'withdrawn',"
 	"  error_message = 'withdrawn before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM gone)) RETURNING s.id, s.own_ref, s.ipo_id),"
 	" tallied AS (INSERT INTO fini.tally (ipo_id, state, n) SELECT ipo_id, 'cancelled', count(*) FROM cancelled GROUP BY ipo_id)"

@@ -12,7 +12,7 @@
  * That is no more than a guess: the order of ids is not the order of commits,
  * and what is put back comes with its old id.  So from time to time a look
  * begins at the beginning, the more often the less it costs: as a rule always,
- * and never for more than a twentieth of the time.  An operation below the
+ * and never for more than a fiftieth of the time.  An operation below the
  * remembered end is found that much later, and nothing is concluded from not
  * seeing it: whether another of its own_ref comes first is asked elsewhere.
  *
@@ -29,7 +29,7 @@
 #include "outbox_store.h"
 
 /* a look from the beginning is due when it would take at most this part of the time */
-#define PARTS			20
+#define PARTS			50
 
 /* IPOs that are remembered; with more, all are forgotten */
 #define MAX_IPOS		256

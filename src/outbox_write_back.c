@@ -305,8 +305,7 @@ write_rows(Oid relid, int n, const FiniOutcome *outcomes, const char *lock_timeo
 	PG_TRY();
 	{
 		int			guc_level = NewGUCNestLevel();
-		Jsonb	   *fields;
-		Jsonb	   *outcome;
+		FiniSource *source;
 
 		if (by_worker)
 		{
@@ -315,8 +314,9 @@ write_rows(Oid relid, int n, const FiniOutcome *outcomes, const char *lock_timeo
 			enable_timeout_after(STATEMENT_TIMEOUT, USER_CODE_MS);
 		}
 		/* a table that has been detached takes no outcomes */
-		if (fini_outbox_attachment(relid, &fields, &outcome))
-			fini_source_write_back(fini_source_open(relid), n, outcomes);
+		source = fini_source_try_open(relid);
+		if (source != NULL)
+			fini_source_write_back(source, n, outcomes);
 		if (by_worker)
 			end_user_code();
 		AtEOXact_GUC(false, guc_level);

@@ -31,6 +31,7 @@
 #include "identity.h"
 #include "outbox.h"
 #include "source.h"
+#include "source_cache.h"
 #include "textmap.h"
 
 /* the write-back that is running: its table, and the depth of triggers that it was started at */
@@ -57,6 +58,7 @@ static const struct
 	{"extra", "extra", FINI_FIELD_EXTRA},
 };
 
+static FiniSource *describe(Relation rel, Jsonb *fields, Jsonb *outcome);
 static void add_field(FiniSource *source, Relation rel, const char *name, const char *column);
 static const char *outcome_column(Relation rel, Jsonb *outcome, const char *key);
 static AttrNumber column_number(Relation rel, const char *column);
@@ -99,61 +101,54 @@ fini_source_field_kind(const char *field)
 FiniSource *
 fini_source_open(Oid relid)
 {
-	FiniSource *source = palloc0(sizeof(FiniSource));
-	Jsonb	   *fields;
-	Jsonb	   *outcome;
-	Relation	rel;
-	JsonbIterator *it;
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	char	   *name = NULL;
+	FiniSource *source = fini_source_try_open(relid);
 
-	if (!fini_outbox_attachment(relid, &fields, &outcome))
+	if (source == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table %s is not attached",
 						get_rel_name(relid) ? quote_identifier(get_rel_name(relid)) : psprintf("with OID %u", relid)),
 				 errhint("Attach it with fini.attach.")));
+	return source;
+}
 
-	/* the lock keeps columns and owner as they are until the end of the transaction */
+FiniSource *
+fini_source_try_open(Oid relid)
+{
+	FiniSource *source;
+	Relation	rel;
+
+	/* the lock keeps columns and owner as they are until the end of the transaction; it also tells the cache what is new */
 	rel = try_relation_open(relid, AccessShareLock);
-	if (rel == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("attached table with OID %u does not exist any more", relid)));
-	if (rel->rd_rel->relkind != RELKIND_RELATION && rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("\"%s\" is not an ordinary table any more", RelationGetRelationName(rel)),
-				 errhint("Detach it and attach a table.")));
-	source->relid = relid;
-	source->owner = rel->rd_rel->relowner;
-	source->partitioned = rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
-	source->table = psprintf("%s%s", source->partitioned ? "" : "ONLY ",
-							 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
-														RelationGetRelationName(rel)));
-
-	it = JsonbIteratorInit(&fields->root);
-	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	source = fini_source_cached(relid);
+	if (source == NULL)
 	{
-		if (token == WJB_KEY)
-			name = pnstrdup(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE && name != NULL && value.type == jbvString)
-			add_field(source, rel, name, pnstrdup(value.val.string.val, value.val.string.len));
-	}
-	if (source->own_ref == NULL || source->ipo_id == NULL)
-		elog(ERROR, "attachment of table %u maps no own_ref or ipo_id", relid);
-	source->unique = !source->partitioned || fini_source_is_unique(rel, source->own_ref->attnum);
-	source->record_id_column = outcome_column(rel, outcome, FINI_OUTCOME_RECORD_ID);
-	source->state_column = outcome_column(rel, outcome, FINI_OUTCOME_STATE);
-	source->error_column = outcome_column(rel, outcome, FINI_OUTCOME_ERROR);
-	if (source->error_column != NULL)
-	{
-		int32		typmod = TupleDescAttr(RelationGetDescr(rel), column_number(rel, source->error_column) - 1)->atttypmod;
+		Jsonb	   *fields;
+		Jsonb	   *outcome;
+		MemoryContext old;
 
-		source->error_limit = typmod >= (int32) VARHDRSZ ? typmod - (int32) VARHDRSZ : 0;
+		if (!fini_outbox_attachment(relid, &fields, &outcome))
+		{
+			if (rel != NULL)
+				relation_close(rel, AccessShareLock);
+			return NULL;
+		}
+		if (rel == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_TABLE),
+					 errmsg("attached table with OID %u does not exist any more", relid)));
+		if (rel->rd_rel->relkind != RELKIND_RELATION && rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("\"%s\" is not an ordinary table any more", RelationGetRelationName(rel)),
+					 errhint("Detach it and attach a table.")));
+		old = MemoryContextSwitchTo(fini_source_begin_cached());
+		source = describe(rel, fields, outcome);
+		MemoryContextSwitchTo(old);
+		fini_source_end_cached(relid, source);
 	}
-	relation_close(rel, NoLock);
+	if (rel != NULL)
+		relation_close(rel, NoLock);
 	return source;
 }
 
@@ -403,6 +398,46 @@ bool
 fini_source_is_write_back(Oid relid)
 {
 	return relid == writing_to && trigger_depth() == writing_at_depth + 1;
+}
+
+/* what the mapping makes of the table, in the current context */
+static FiniSource *
+describe(Relation rel, Jsonb *fields, Jsonb *outcome)
+{
+	FiniSource *source = palloc0(sizeof(FiniSource));
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	char	   *name = NULL;
+
+	source->relid = RelationGetRelid(rel);
+	source->owner = rel->rd_rel->relowner;
+	source->partitioned = rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
+	source->table = psprintf("%s%s", source->partitioned ? "" : "ONLY ",
+							 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+														RelationGetRelationName(rel)));
+
+	it = JsonbIteratorInit(&fields->root);
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			name = pnstrdup(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE && name != NULL && value.type == jbvString)
+			add_field(source, rel, name, pnstrdup(value.val.string.val, value.val.string.len));
+	}
+	if (source->own_ref == NULL || source->ipo_id == NULL)
+		elog(ERROR, "attachment of table %u maps no own_ref or ipo_id", source->relid);
+	source->unique = !source->partitioned || fini_source_is_unique(rel, source->own_ref->attnum);
+	source->record_id_column = outcome_column(rel, outcome, FINI_OUTCOME_RECORD_ID);
+	source->state_column = outcome_column(rel, outcome, FINI_OUTCOME_STATE);
+	source->error_column = outcome_column(rel, outcome, FINI_OUTCOME_ERROR);
+	if (source->error_column != NULL)
+	{
+		int32		typmod = TupleDescAttr(RelationGetDescr(rel), column_number(rel, source->error_column) - 1)->atttypmod;
+
+		source->error_limit = typmod >= (int32) VARHDRSZ ? typmod - (int32) VARHDRSZ : 0;
+	}
+	return source;
 }
 
 static void

@@ -3,9 +3,10 @@
  *		A user's table as a source of applications, and as the place where
  *		outcomes are written back.
  *
- * A FiniSource is made for one piece of work inside one transaction and goes
- * with the memory context it was made in: it follows whatever happened to the
- * table and the mapping since the last time.
+ * A FiniSource is for one piece of work inside one transaction: it follows
+ * whatever happened to the table and the mapping since the last time.  Most of
+ * it is kept from one time to the next (source_cache.c), so only its own members
+ * may be set, not what they point to.
  */
 #ifndef FINI_SOURCE_H
 #define FINI_SOURCE_H
@@ -101,6 +102,9 @@ extern FiniFieldKind fini_source_field_kind(const char *field);
  * attached, has gone, or no longer has what the mapping names.
  */
 extern FiniSource *fini_source_open(Oid relid);
+
+/* the same, but NULL when it is not attached */
+extern FiniSource *fini_source_try_open(Oid relid);
 
 /*
  * Read rows by own_ref, as the table's owner: rows[i] for own_refs[i], what
