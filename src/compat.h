@@ -40,25 +40,6 @@
 #define fini_compat_wait_event_set(nevents)	CreateWaitEventSet(TopMemoryContext, (nevents))
 #endif
 
-/*
- * JSON parser (json.c): its callbacks return a result from 16 on, and may pass
- * errors through it; the lexer can be given memory from 17 on.
- */
-#if PG_VERSION_NUM >= 160000
-#define FINI_JSON_ACTION_RESULT JsonParseErrorType
-#define FINI_JSON_ACTION_RETURN return JSON_SUCCESS
-#else
-#define FINI_JSON_ACTION_RESULT void
-#define FINI_JSON_ACTION_RETURN return
-#endif
-#if PG_VERSION_NUM >= 170000
-#define fini_compat_json_lexer(json, len, encoding) \
-	makeJsonLexContextCstringLen(NULL, (json), (len), (encoding), false)
-#else
-#define fini_compat_json_lexer(json, len, encoding) \
-	makeJsonLexContextCstringLen(unconstify(char *, (json)), (len), (encoding), false)
-#endif
-
 /* VARDATA_ANY and its kin left postgres.h with 16. */
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"

@@ -2,24 +2,19 @@
  * json.c
  *		JSON text copied through, with the values of chosen fields replaced.
  *
- * PostgreSQL's parser drives; we listen to one event, the start of an object's
- * field.  The parser has by then looked at the value's first token, so for a
- * scalar everything is known at once: copy the text up to the value, append
- * the replacement, go on behind it.  Text between two replacements is copied
- * in one piece, whatever it holds.
- *
- * The parser runs without resolving escapes: that would cost a palloc per
- * field, would refuse escapes of characters that the database encoding lacks,
- * although a payload may well carry them to FINI, and could raise errors that
- * quote the text.  It gives no field names then, so we find the name backwards
- * from the colon, and resolve escapes only in what we compare or replace.  That
- * the text is well-formed up to where the parser stands makes this simple.
+ * One pass over the text, which is checked on its way (json_token.c) as strictly as
+ * PostgreSQL's own parser does.  That one, with a call and an allocation for each field, took
+ * as long as the encryption; and it would raise errors that quote the text.
+ * For a scalar under a chosen name: copy the text up to the value, append the
+ * replacement, go on behind it.  Text between two replacements is copied in one
+ * piece, whatever it holds.  Escapes are resolved only in what is compared or
+ * replaced: a payload may well carry escapes of characters that the database
+ * encoding lacks to FINI.
  *
  * All text here is UTF-8, which fini_encoding_to_utf8 has made of it.
  */
 #include "postgres.h"
 
-#include "common/jsonapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -30,8 +25,9 @@
 #include "encoding.h"
 #include "error.h"
 #include "json.h"
+#include "json_token.h"
 
-/* no payload or answer nests deeper than a handful; each level costs stack */
+/* no payload or answer nests deeper than a handful */
 #define MAX_DEPTH			1000
 
 typedef struct ChosenName
@@ -40,12 +36,23 @@ typedef struct ChosenName
 	Size		len;
 } ChosenName;
 
+/* what may come next */
+typedef enum Expected
+{
+	ANY_VALUE,
+	VALUE_OR_END,				/* of an array that has just begun */
+	NAME,
+	NAME_OR_END,				/* of an object that has just begun */
+	COLON,
+	COMMA_OR_END,				/* after a value */
+	NOTHING						/* after the outermost */
+} Expected;
+
 typedef struct Transform
 {
 	const FiniJsonRules *rules;
-	JsonLexContext *lex;
 	FiniBuffer *dst;
-	const char *json;
+	FiniJsonText text;
 	const char *copied;			/* input before this is in dst */
 	ChosenName *chosen;
 	uint64		chosen_lengths; /* bit n: some chosen name has n bytes; bit 63: 63 or more */
@@ -61,8 +68,8 @@ typedef enum Unescaped
 
 static void choose_names(Transform *transform);
 static uint64 length_bit(Size len);
-static FINI_JSON_ACTION_RESULT at_nesting(void *state);
-static FINI_JSON_ACTION_RESULT at_field(void *state, char *fname, bool isnull);
+static void scan(Transform *transform);
+static void check_depth(const Transform *transform, int depth);
 static int	chosen_name(Transform *transform);
 static void replace_value(Transform *transform, int name);
 static const char *string_meaning(Transform *transform, int name, Size *len);
@@ -78,7 +85,6 @@ fini_json_transform(const char *json, Size len, const FiniJsonRules *rules, Fini
 	MemoryContext work = AllocSetContextCreate(caller, "fini JSON",
 											   ALLOCSET_SMALL_SIZES);
 	Transform	transform = {0};
-	JsonSemAction actions = {0};
 
 	MemoryContextSwitchTo(work);
 
@@ -88,20 +94,15 @@ fini_json_transform(const char *json, Size len, const FiniJsonRules *rules, Fini
 				 errmsg("%s of %zu bytes is too long", rules->subject, len)));
 
 	transform.rules = rules;
-	transform.lex = fini_compat_json_lexer(json, (int) len, PG_UTF8);
 	transform.dst = dst;
-	transform.json = json;
+	transform.text.json = json;
+	transform.text.end = json + len;
+	transform.text.next = json;
 	transform.copied = json;
 	transform.scratch = fini_buffer_create(256);
 	choose_names(&transform);
 
-	actions.semstate = &transform;
-	actions.object_start = at_nesting;
-	actions.array_start = at_nesting;
-	actions.object_field_start = at_field;
-
-	if (pg_parse_json(transform.lex, &actions) != JSON_SUCCESS)
-		malformed(&transform);
+	scan(&transform);
 	copy_until(&transform, json + len);
 
 	MemoryContextSwitchTo(caller);
@@ -208,62 +209,101 @@ length_bit(Size len)
 	return UINT64CONST(1) << Min(len, 63);
 }
 
-/* parser callback: an object or array starts */
-static FINI_JSON_ACTION_RESULT
-at_nesting(void *state)
+static void
+scan(Transform *transform)
 {
-	Transform  *transform = state;
+	char		nest[MAX_DEPTH];	/* '{' or '[', outermost first */
+	int			depth = 0;
+	int			name = -1;		/* of the field whose value comes next; -1: not chosen */
+	Expected	expected = ANY_VALUE;
 
+	for (;;)
+	{
+		char		c;
+
+		if (!fini_json_next_token(&transform->text))
+			malformed(transform);
+		c = transform->text.token == FINI_JSON_TOKEN_PUNCTUATION ? *transform->text.start : '\0';
+		switch (expected)
+		{
+			case NAME_OR_END:
+				if (c == '}')
+				{
+					expected = --depth > 0 ? COMMA_OR_END : NOTHING;
+					break;
+				}
+				/* FALLTHROUGH */
+			case NAME:
+				if (transform->text.token != FINI_JSON_TOKEN_STRING)
+					malformed(transform);
+				name = chosen_name(transform);
+				expected = COLON;
+				break;
+			case COLON:
+				if (c != ':')
+					malformed(transform);
+				expected = ANY_VALUE;
+				break;
+			case VALUE_OR_END:
+				if (c == ']')
+				{
+					expected = --depth > 0 ? COMMA_OR_END : NOTHING;
+					break;
+				}
+				/* FALLTHROUGH */
+			case ANY_VALUE:
+				if (transform->text.token == FINI_JSON_TOKEN_END || (transform->text.token == FINI_JSON_TOKEN_PUNCTUATION && c != '{' && c != '['))
+					malformed(transform);
+				if (name >= 0 && transform->text.token != FINI_JSON_TOKEN_NULL)
+					replace_value(transform, name);
+				name = -1;
+				if (transform->text.token == FINI_JSON_TOKEN_PUNCTUATION)
+				{
+					check_depth(transform, depth);
+					nest[depth++] = c;
+					expected = c == '{' ? NAME_OR_END : VALUE_OR_END;
+				}
+				else
+					expected = depth > 0 ? COMMA_OR_END : NOTHING;
+				break;
+			case COMMA_OR_END:
+				if (c == ',')
+					expected = nest[depth - 1] == '{' ? NAME : ANY_VALUE;
+				else if (c == (nest[depth - 1] == '{' ? '}' : ']'))
+					expected = --depth > 0 ? COMMA_OR_END : NOTHING;
+				else
+					malformed(transform);
+				break;
+			case NOTHING:
+				if (transform->text.token != FINI_JSON_TOKEN_END)
+					malformed(transform);
+				return;
+		}
+	}
+}
+
+static void
+check_depth(const Transform *transform, int depth)
+{
 	CHECK_FOR_INTERRUPTS();
-	if (transform->lex->lex_level >= MAX_DEPTH)
+	if (depth >= MAX_DEPTH)
 		ereport(ERROR,
 				(errcode(transform->rules->sqlerrcode),
 				 errmsg("%s is nested too deeply", transform->rules->subject),
 				 errdetail("At most %d levels of objects and arrays are accepted.", MAX_DEPTH)));
-
-	FINI_JSON_ACTION_RETURN;
-}
-
-/* parser callback: the parser stands at the first token of a field's value */
-static FINI_JSON_ACTION_RESULT
-at_field(void *state, char *fname, bool isnull)
-{
-	Transform  *transform = state;
-	int			name;
-
-	if (!isnull && (name = chosen_name(transform)) >= 0)
-		replace_value(transform, name);
-
-	FINI_JSON_ACTION_RETURN;
 }
 
 /*
- * Which of the chosen names does the current field have?  -1: none.
+ * Which of the chosen names does the string in hand mean?  -1: none.
  */
 static int
 chosen_name(Transform *transform)
 {
-	const char *end = transform->lex->prev_token_terminator - 1;	/* the colon */
-	const char *start;
-	bool		escapes = false;
-	Size		len;
+	const char *start = transform->text.start + 1;
+	Size		len = transform->text.next - 1 - start;
 	int			i;
 
-	/* from the colon back to the quote that ends the name */
-	do
-		end--;
-	while (*end != '"');
-
-	/*
-	 * And on to the quote that begins it.  Within the name a quote has a
-	 * backslash before it; the one that begins it follows a brace, a comma or
-	 * white space.
-	 */
-	for (start = end; start[-1] != '"' || start[-2] == '\\'; start--)
-		escapes |= (start[-1] == '\\');
-	len = end - start;
-
-	if (escapes)
+	if (memchr(start, '\\', len) != NULL)
 	{
 		fini_buffer_truncate(transform->scratch, 0);
 		if (unescape(start, len, transform->scratch) != UNESCAPED)
@@ -284,44 +324,35 @@ chosen_name(Transform *transform)
 	return -1;
 }
 
+/* the first token of the value is in hand */
 static void
 replace_value(Transform *transform, int name)
 {
-	JsonLexContext *lex = transform->lex;
 	FiniJsonKind kind;
-	const char *value;
-	Size		len;
+	const char *value = NULL;
+	Size		len = 0;
 
-	switch (lex->token_type)
+	if (transform->text.token == FINI_JSON_TOKEN_STRING)
 	{
-		case JSON_TOKEN_STRING:
-			kind = FINI_JSON_STRING;
-			value = string_meaning(transform, name, &len);
-			break;
-		case JSON_TOKEN_NUMBER:
-		case JSON_TOKEN_TRUE:
-		case JSON_TOKEN_FALSE:
-			kind = FINI_JSON_SCALAR;
-			value = lex->token_start;
-			len = lex->token_terminator - lex->token_start;
-			break;
-		case JSON_TOKEN_OBJECT_START:
-		case JSON_TOKEN_ARRAY_START:
-			kind = FINI_JSON_NESTED;
-			value = NULL;
-			len = 0;
-			break;
-		default:
-			return;				/* no value; the parser is about to say so */
+		kind = FINI_JSON_STRING;
+		value = string_meaning(transform, name, &len);
 	}
+	else if (transform->text.token == FINI_JSON_TOKEN_SCALAR)
+	{
+		kind = FINI_JSON_SCALAR;
+		value = transform->text.start;
+		len = transform->text.next - transform->text.start;
+	}
+	else
+		kind = FINI_JSON_NESTED;
 
-	copy_until(transform, lex->token_start);
+	copy_until(transform, transform->text.start);
 	if (transform->rules->replace(transform->rules->arg, name, kind, value, len,
 								  transform->dst))
 	{
 		if (kind == FINI_JSON_NESTED)
 			elog(ERROR, "only scalars can be replaced");
-		transform->copied = lex->token_terminator;
+		transform->copied = transform->text.next;
 	}
 }
 
@@ -332,10 +363,10 @@ replace_value(Transform *transform, int name)
 static const char *
 string_meaning(Transform *transform, int name, Size *len)
 {
-	const char *start = transform->lex->token_start + 1;
+	const char *start = transform->text.start + 1;
 	Unescaped	outcome;
 
-	*len = transform->lex->token_terminator - 1 - start;
+	*len = transform->text.next - 1 - start;
 	if (memchr(start, '\\', *len) == NULL)
 		return start;
 
@@ -355,7 +386,7 @@ string_meaning(Transform *transform, int name, Size *len)
 }
 
 /*
- * Append the meaning of a string's inside, which the parser has found well-formed.
+ * Append the meaning of a string's inside, which has been found well-formed.
  */
 static Unescaped
 unescape(const char *src, Size len, FiniBuffer *dst)
@@ -455,12 +486,9 @@ copy_until(Transform *transform, const char *end)
 static void
 malformed(const Transform *transform)
 {
-	const JsonLexContext *lex = transform->lex;
-	const char *at = lex->token_start ? lex->token_start : lex->token_terminator;
-
 	ereport(ERROR,
 			(errcode(transform->rules->sqlerrcode),
 			 errmsg("%s is not valid JSON", transform->rules->subject),
 			 errdetail("The error is at or behind byte %zu.",
-					   (Size) (at - transform->json) + 1)));
+					   (Size) (transform->text.start - transform->text.json) + 1)));
 }

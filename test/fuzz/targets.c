@@ -16,6 +16,7 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "common/jsonapi.h"
 #include "mb/pg_wchar.h"
 #include "nodes/makefuncs.h"
 #include "utils/builtins.h"
@@ -32,6 +33,7 @@
 #include "fuzz.h"
 #include "http.h"
 #include "json.h"
+#include "json_token.h"
 #include "keys.h"
 #include "settings_check.h"
 #include "verdict.h"
@@ -132,6 +134,37 @@ verdict(const char *data, Size len)
 		must(judged == FINI_VERDICT_DOUBT || read != NULL);
 }
 
+/* the tokens are those that PostgreSQL finds, up to the first that is none */
+static void
+agree_with_postgres(const char *data, Size len)
+{
+	FiniJsonText ours = {.json = data, .end = data + len, .next = data};
+	char	   *copy = palloc(len + 1);
+	JsonLexContext *theirs;
+
+	/* its lexer knows UTF-8, and wants that: ours passes it by */
+	if (!fini_encoding_is_utf8(data, len))
+		return;
+	memcpy(copy, data, len);
+	copy[len] = '\0';
+#if PG_VERSION_NUM >= 170000
+	theirs = makeJsonLexContextCstringLen(NULL, copy, (int) len, PG_UTF8, false);
+#else
+	theirs = makeJsonLexContextCstringLen(copy, (int) len, PG_UTF8, false);
+#endif
+	for (;;)
+	{
+		bool		well_formed = json_lex(theirs) == JSON_SUCCESS;
+
+		must(fini_json_next_token(&ours) == well_formed);
+		if (!well_formed || theirs->token_type == JSON_TOKEN_END)
+			break;
+		must(ours.start - data == theirs->token_start - copy && ours.next - data == theirs->token_terminator - copy);
+		must((ours.token == FINI_JSON_TOKEN_STRING) == (theirs->token_type == JSON_TOKEN_STRING));
+		must((ours.token == FINI_JSON_TOKEN_NULL) == (theirs->token_type == JSON_TOKEN_NULL));
+	}
+}
+
 static void
 transform(const char *data, Size len)
 {
@@ -140,6 +173,7 @@ transform(const char *data, Size len)
 	FiniBuffer *kept = fini_buffer_create(16);
 	FiniBuffer *replaced = fini_buffer_create(16);
 
+	agree_with_postgres(data, len);
 	fini_json_transform(data, len, &rules, kept);
 	must(kept->len == len && memcmp(kept->data, data, len) == 0);
 	rules.replace = replace_all;
@@ -342,7 +376,9 @@ static bool
 replace_all(void *arg, int name, FiniJsonKind kind, const char *value, Size len, FiniBuffer *dst)
 {
 	must(name == 0 || name == 1);
-	must(kind == FINI_JSON_NESTED || (value != NULL && strnlen(value, len) <= len));
+	if (kind == FINI_JSON_NESTED)
+		return false;			/* only scalars can be replaced */
+	must(value != NULL && strnlen(value, len) <= len);
 	fini_json_append_string(dst, "replaced", 8);
 	return true;
 }
