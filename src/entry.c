@@ -28,7 +28,6 @@
 #define MAX_QUANTITY	18		/* digits */
 #define MAX_ENTRY		65536	/* bytes; a thousand of them must fit into one request, and into memory */
 
-static char *column_text(FiniField *field, Datum value, bool isnull);
 static void append_field(FiniField *field, const char *text, FiniRow *row);
 static void append_applicant(FiniSource *source, Datum *values, bool *nulls, FiniRow *row);
 static void append_id_list(FiniField *field, Datum value, FiniRow *row);
@@ -64,7 +63,7 @@ fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 		column++;
 		if (field->kind == FINI_FIELD_PERSONAL || field->kind == FINI_FIELD_ID_LIST)
 			continue;			/* together, below */
-		text = column_text(field, values[column], nulls[column]);
+		text = fini_entry_column_text(field, values[column], nulls[column]);
 		switch (field->kind)
 		{
 			case FINI_FIELD_IPO_ID:
@@ -100,6 +99,24 @@ fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 		check_sealable(row);
 }
 
+char *
+fini_entry_column_text(FiniField *field, Datum value, bool isnull)
+{
+	if (isnull)
+		return NULL;
+	if (field->type == TEXTOID || field->type == VARCHAROID)
+		return TextDatumGetCString(value);
+	if (!OidIsValid(field->output.fn_oid))
+	{
+		Oid			output;
+		bool		varlena;
+
+		getTypeOutputInfo(field->type, &output, &varlena);
+		fmgr_info_cxt(output, &field->output, GetMemoryChunkContext(field));
+	}
+	return OutputFunctionCall(&field->output, value);
+}
+
 void
 fini_entry_append(FiniBuffer *dst, const char *name, const char *value)
 {
@@ -131,25 +148,6 @@ fini_entry_append_element(FiniBuffer *dst, const char *value)
 	if (dst->len > 0)
 		fini_buffer_append(dst, ",", 1);
 	fini_json_append_string(dst, value, strlen(value));
-}
-
-/* what the type's output function says; NULL for null */
-static char *
-column_text(FiniField *field, Datum value, bool isnull)
-{
-	if (isnull)
-		return NULL;
-	if (field->type == TEXTOID || field->type == VARCHAROID)
-		return TextDatumGetCString(value);
-	if (!OidIsValid(field->output.fn_oid))
-	{
-		Oid			output;
-		bool		varlena;
-
-		getTypeOutputInfo(field->type, &output, &varlena);
-		fmgr_info_cxt(output, &field->output, GetMemoryChunkContext(field));
-	}
-	return OutputFunctionCall(&field->output, value);
 }
 
 static void
@@ -207,7 +205,7 @@ append_applicant(FiniSource *source, Datum *values, bool *nulls, FiniRow *row)
 		}
 		if (field->kind == FINI_FIELD_PERSONAL)
 		{
-			text = column_text(field, values[column], nulls[column]);
+			text = fini_entry_column_text(field, values[column], nulls[column]);
 			anything |= text != NULL && text[0] != '\0';
 			fini_entry_append(applicant, field->name, text);
 		}
@@ -227,7 +225,7 @@ append_applicant(FiniSource *source, Datum *values, bool *nulls, FiniRow *row)
 static void
 append_id_list(FiniField *field, Datum value, FiniRow *row)
 {
-	const char *text = column_text(field, value, false);
+	const char *text = fini_entry_column_text(field, value, false);
 	Jsonb	   *json = field->type == JSONBOID ? DatumGetJsonbP(value) : fini_answer_to_jsonb(text, strlen(text));
 
 	if (json == NULL || !is_list_of_objects(json))

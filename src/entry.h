@@ -20,6 +20,9 @@
  */
 extern void fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
 
+/* a column's value as its type's output function has it; NULL for null */
+extern char *fini_entry_column_text(FiniField *field, Datum value, bool isnull);
+
 /* append "name":"value" (value in JSON quotes), with a comma before it unless it is the first */
 extern void fini_entry_append(FiniBuffer *dst, const char *name, const char *value);
 

@@ -354,7 +354,7 @@ start_member(FiniStore *store, TupleTableSlot *row, const Kin *kin, const char *
 	member->standing_relid = kin->standing_relid;
 	member->after_refusal = kin->after_refusal;
 
-	edited = fini_store_edit(store, row);
+	edited = fini_store_edit(&store->submission, row);
 	fini_store_set_text(edited, FINI_SUBMISSION_STATE, "sending");
 	fini_store_set_text(edited, FINI_SUBMISSION_REQUEST_ID, request_id);
 	fini_store_set(edited, FINI_SUBMISSION_ATTEMPTS, Int32GetDatum(member->attempts), false);

@@ -199,7 +199,7 @@ settle_final(FiniBatch *batch)
 		row = fini_store_find(store, member->id);
 		if (row == NULL)
 			continue;
-		edited = fini_store_edit(store, row);
+		edited = fini_store_edit(&store->submission, row);
 		fini_store_set_text(edited, FINI_SUBMISSION_STATE, member->state);
 		/* an accepted change or invalidate says which record it was */
 		if (record_id != NULL)

@@ -48,8 +48,7 @@ static const char *const submission_columns[] = {
 };
 static const char *const queue_columns[] = {"ipo_id", "operation", "id", "not_before"};
 
-static void open_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns);
-static void close_table(FiniStoreTable *table);
+static void open_own_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns);
 static Relation index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncolumns);
 static void begin_queue_scan(FiniStore *store, int nkeys, ScanKey keys);
 static bool next_row(FiniStore *store, IndexScanDesc scan, TupleTableSlot *slot);
@@ -68,8 +67,8 @@ fini_store_open(bool to_read)
 	Oid			namespace = get_namespace_oid(SCHEMA, false);
 
 	store->context = context;
-	open_table(&store->submission, namespace, "submission", submission_columns, lengthof(submission_columns));
-	open_table(&store->queue, namespace, "queue", queue_columns, lengthof(queue_columns));
+	open_own_table(&store->submission, namespace, "submission", submission_columns, lengthof(submission_columns));
+	open_own_table(&store->queue, namespace, "queue", queue_columns, lengthof(queue_columns));
 	if (to_read)
 	{
 		store->snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -89,9 +88,6 @@ fini_store_open(bool to_read)
 void
 fini_store_close(FiniStore *store)
 {
-	/* the slots hold pins */
-	ExecResetTupleTable(store->submission.estate->es_tupleTable, false);
-	ExecResetTupleTable(store->queue.estate->es_tupleTable, false);
 	if (store->snapshot != NULL)
 	{
 		index_endscan(store->by_id);
@@ -99,10 +95,31 @@ fini_store_close(FiniStore *store)
 		index_endscan(store->in_queue);
 		UnregisterSnapshot(store->snapshot);
 	}
-	close_table(&store->queue);
-	close_table(&store->submission);
+	fini_store_close_table(&store->queue);
+	fini_store_close_table(&store->submission);
 	MemoryContextDelete(store->context);
 	CommandCounterIncrement();
+}
+
+void
+fini_store_open_table(FiniStoreTable *table, Relation rel)
+{
+	table->rel = rel;
+	table->estate = CreateExecutorState();
+	table->result = makeNode(ResultRelInfo);
+	InitResultRelInfo(table->result, rel, 0, NULL, 0);
+	ExecOpenIndices(table->result, false);
+	table->edited = fini_store_slot(table);
+}
+
+void
+fini_store_close_table(FiniStoreTable *table)
+{
+	/* the slots hold pins */
+	ExecResetTupleTable(table->estate->es_tupleTable, false);
+	ExecCloseIndices(table->result);
+	table_close(table->rel, NoLock);
+	FreeExecutorState(table->estate);
 }
 
 TupleTableSlot *
@@ -253,9 +270,9 @@ fini_store_take(FiniStore *store, TupleTableSlot *slot)
 }
 
 TupleTableSlot *
-fini_store_edit(FiniStore *store, TupleTableSlot *slot)
+fini_store_edit(FiniStoreTable *table, TupleTableSlot *slot)
 {
-	TupleTableSlot *edited = store->submission.edited;
+	TupleTableSlot *edited = table->edited;
 	int			natts = slot->tts_tupleDescriptor->natts;
 
 	slot_getallattrs(slot);
@@ -285,21 +302,27 @@ fini_store_set_text(TupleTableSlot *edited, int column, const char *text)
 void
 fini_store_write(FiniStore *store, TupleTableSlot *slot)
 {
-	FiniStoreTable *table = &store->submission;
-	TM_FailureData failure;
-	LockTupleMode lockmode;
-	FiniCompatUpdateIndexes indexes;
-
-	ExecStoreVirtualTuple(table->edited);
-	if (table_tuple_update(table->rel, &slot->tts_tid, table->edited, GetCurrentCommandId(true), store->snapshot,
-						   InvalidSnapshot, true, &failure, &lockmode, &indexes) != TM_Ok)
+	ExecStoreVirtualTuple(store->submission.edited);
+	if (fini_store_replace(&store->submission, &slot->tts_tid, store->snapshot) != TM_Ok)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("an operation was changed by somebody else while fini worked on it")));
-	if (fini_compat_any_index(indexes))
+}
+
+TM_Result
+fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot)
+{
+	TM_FailureData failure;
+	LockTupleMode lockmode;
+	FiniCompatUpdateIndexes indexes;
+	TM_Result	result = table_tuple_update(table->rel, tid, table->edited, GetCurrentCommandId(true), snapshot,
+											InvalidSnapshot, true, &failure, &lockmode, &indexes);
+
+	if (result == TM_Ok && fini_compat_any_index(indexes))
 		list_free(fini_compat_insert_index_tuples(table->result, table->edited, table->estate, true, indexes));
 	ResetPerTupleExprContext(table->estate);
 	ExecClearTuple(table->edited);
+	return result;
 }
 
 void
@@ -363,7 +386,7 @@ fini_store_add(FiniStore *store, Oid relid, const char *operation, int n, char *
 }
 
 static void
-open_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns)
+open_own_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns)
 {
 	Oid			relid = get_relname_relid(name, namespace);
 	TupleDesc	desc;
@@ -377,19 +400,7 @@ open_table(FiniStoreTable *table, Oid namespace, const char *name, const char *c
 		if (i >= desc->natts || strcmp(NameStr(TupleDescAttr(desc, i)->attname), columns[i]) != 0)
 			missing(psprintf("column %s of table %s", columns[i], name));
 	}
-	table->estate = CreateExecutorState();
-	table->result = makeNode(ResultRelInfo);
-	InitResultRelInfo(table->result, table->rel, 0, NULL, 0);
-	ExecOpenIndices(table->result, false);
-	table->edited = fini_store_slot(table);
-}
-
-static void
-close_table(FiniStoreTable *table)
-{
-	ExecCloseIndices(table->result);
-	table_close(table->rel, NoLock);
-	FreeExecutorState(table->estate);
+	fini_store_open_table(table, table->rel);
 }
 
 /* the index of this kind that begins with these columns and holds all rows */

@@ -17,6 +17,7 @@
 
 #include "access/genam.h"
 #include "access/relscan.h"
+#include "access/tableam.h"
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
 #include "utils/relcache.h"
@@ -51,7 +52,7 @@ enum
 	FINI_QUEUE_NOT_BEFORE
 };
 
-/* one of the tables */
+/* a table that is written to */
 typedef struct FiniStoreTable
 {
 	Relation	rel;
@@ -110,10 +111,19 @@ extern bool fini_store_text_is(TupleTableSlot *slot, int column, const char *tex
 extern bool fini_store_take(FiniStore *store, TupleTableSlot *slot);
 
 /* a copy of the row, to set columns of and to write in its place; slot stays as it is until then */
-extern TupleTableSlot *fini_store_edit(FiniStore *store, TupleTableSlot *slot);
+extern TupleTableSlot *fini_store_edit(FiniStoreTable *table, TupleTableSlot *slot);
 extern void fini_store_set(TupleTableSlot *edited, int column, Datum value, bool isnull);
 extern void fini_store_set_text(TupleTableSlot *edited, int column, const char *text);	/* NULL: null */
 extern void fini_store_write(FiniStore *store, TupleTableSlot *slot);
+
+/*
+ * For any table (source_place.c): opened with its indexes, the relation closed
+ * with it; and the edited row put in the place of the one that is there, with
+ * index entries where it needs them.
+ */
+extern void fini_store_open_table(FiniStoreTable *table, Relation rel);
+extern void fini_store_close_table(FiniStoreTable *table);
+extern TM_Result fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot);
 
 /* add operations, and queue them */
 extern void fini_store_add(FiniStore *store, Oid relid, const char *operation, int n, char **own_refs, char **ipo_ids);

@@ -32,6 +32,7 @@
 #include "outbox.h"
 #include "source.h"
 #include "source_cache.h"
+#include "source_place.h"
 #include "textmap.h"
 
 /* the write-back that is running: its table, and the depth of triggers that it was started at */
@@ -65,7 +66,7 @@ static AttrNumber column_number(Relation rel, const char *column);
 static ArrayType *typed_array(const FiniField *field, int n, const char *const *texts);
 static void check_applicants(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
 static void problem(FiniRow *row, const char *code, const char *text);
-static void write_outcomes(FiniSource *source, int n, const FiniOutcome *outcomes, bool *written);
+static void write_by_own_ref(FiniSource *source, int n, const FiniOutcome *outcomes);
 static int	trigger_depth(void);
 static HTAB *index_by_own_ref(int n, const char *const *own_refs);
 static void append_assignment(StringInfo sql, const char *column, const char *alias);
@@ -317,19 +318,18 @@ fini_source_find_rows(FiniSource *source, int n, char *const *own_refs, bool *pr
 void
 fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
 {
+	FiniIdentity saved;
 	FiniOutcome *rest;
 	bool	   *written;
-	bool		anything = false;
 	int			nrest = 0;
 
 	if (n == 0 || (source->record_id_column == NULL && source->state_column == NULL &&
 				   source->error_column == NULL))
 		return;
 	written = palloc0(sizeof(bool) * n);
-	for (int i = 0; i < n && !anything; i++)
-		anything = ItemPointerIsValid(&outcomes[i].tid);
-	if (anything && !source->partitioned)
-		write_outcomes(source, n, outcomes, written);
+	fini_identity_enter_owner(&saved, source->owner);
+	fini_source_write_places(source, n, outcomes, written);
+	fini_identity_leave(&saved);
 	rest = palloc(sizeof(FiniOutcome) * n);
 	for (int i = 0; i < n; i++)
 	{
@@ -337,7 +337,7 @@ fini_source_write_back(FiniSource *source, int n, const FiniOutcome *outcomes)
 			rest[nrest++] = outcomes[i];
 	}
 	if (nrest > 0)
-		write_outcomes(source, nrest, rest, NULL);
+		write_by_own_ref(source, nrest, rest);
 }
 
 Oid
@@ -550,18 +550,16 @@ problem(FiniRow *row, const char *code, const char *text)
 	row->problem_text = text;
 }
 
-/* by place, noting which were still there; or, without written, by own_ref */
 static void
-write_outcomes(FiniSource *source, int n, const FiniOutcome *outcomes, bool *written)
+write_by_own_ref(FiniSource *source, int n, const FiniOutcome *outcomes)
 {
 	StringInfoData sql;
 	FiniIdentity saved;
 	Datum	   *column[3];
 	bool	   *nulls[3];
 	const char **own_refs;
-	Datum	   *tids;
-	Oid			types[5];
-	Datum		args[5];
+	Oid			types[4];
+	Datum		args[4];
 	int			dims[1] = {n};
 	int			lbs[1] = {1};
 	Oid			outer_table = writing_to;
@@ -569,12 +567,8 @@ write_outcomes(FiniSource *source, int n, const FiniOutcome *outcomes, bool *wri
 	int			rc;
 
 	own_refs = palloc(sizeof(char *) * n);
-	tids = palloc(sizeof(Datum) * n);
 	for (int i = 0; i < n; i++)
-	{
 		own_refs[i] = outcomes[i].own_ref;
-		tids[i] = PointerGetDatum(&outcomes[i].tid);
-	}
 	for (int c = 0; c < 3; c++)
 	{
 		column[c] = palloc(sizeof(Datum) * n);
@@ -592,8 +586,6 @@ write_outcomes(FiniSource *source, int n, const FiniOutcome *outcomes, bool *wri
 	}
 	types[0] = get_array_type(source->own_ref->type);
 	args[0] = PointerGetDatum(typed_array(source->own_ref, n, own_refs));
-	types[4] = TIDARRAYOID;
-	args[4] = PointerGetDatum(construct_array(tids, n, TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT));
 
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "UPDATE %s AS t SET ", source->table);
@@ -603,16 +595,15 @@ write_outcomes(FiniSource *source, int n, const FiniOutcome *outcomes, bool *wri
 					  source->error_limit > 0 ? psprintf("left(v.e, %d)", source->error_limit) : "v.e");
 	sql.len -= 2;				/* the last comma */
 	sql.data[sql.len] = '\0';
-	appendStringInfo(&sql, " FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4), unnest($5)) WITH ORDINALITY"
-					 " AS v(k, r, s, e, p, n) WHERE t.%s = v.k%s",
-					 quote_identifier(source->own_ref->column), written != NULL ? " AND t.ctid = v.p RETURNING v.n" : "");
+	appendStringInfo(&sql, " FROM ROWS FROM (unnest($1), unnest($2), unnest($3), unnest($4)) AS v(k, r, s, e) WHERE t.%s = v.k",
+					 quote_identifier(source->own_ref->column));
 
 	fini_identity_enter_owner(&saved, source->owner);
 	writing_to = source->relid;
 	writing_at_depth = trigger_depth();
 	PG_TRY();
 	{
-		rc = fini_outbox_execute_kept(sql.data, 5, types, args);
+		rc = fini_outbox_execute_kept(sql.data, 4, types, args);
 	}
 	PG_FINALLY();
 	{
@@ -621,16 +612,8 @@ write_outcomes(FiniSource *source, int n, const FiniOutcome *outcomes, bool *wri
 		writing_at_depth = outer_depth;
 	}
 	PG_END_TRY();
-	if (rc != SPI_OK_UPDATE && rc != SPI_OK_UPDATE_RETURNING)
+	if (rc != SPI_OK_UPDATE)
 		elog(ERROR, "could not write to table %s: %s", source->table, SPI_result_code_string(rc));
-	for (uint64 i = 0; written != NULL && i < SPI_processed; i++)
-	{
-		bool		isnull;
-
-		written[DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)) - 1] = true;
-	}
-	if (SPI_tuptable != NULL)
-		SPI_freetuptable(SPI_tuptable);
 	fini_identity_leave(&saved);
 }
 
