@@ -272,7 +272,7 @@ subtest 'wait' => sub {
 };
 
 subtest 'rows that somebody holds locked' => sub {
-	$fini->faults({ endpoint => 'subscriptions/add', action => 'delay', ms => 1000 });
+	$fini->faults({ endpoint => 'subscriptions/add', action => 'delay', ms => 3000 });
 	$fini->sql("insert into applications (own_ref, ipo_id, app_quantity, $person) select 'H' || i, '1234', 1, $values from generate_series(1, 200) i");
 	sending('H1');
 	my $in = "begin; update applications set remark = 'held' where own_ref in (select 'H' || i from generate_series(1, 60) i);\n\\echo held\n";

@@ -87,6 +87,44 @@ subtest 'rows that have moved since they were read get their outcomes' => sub {
 		q{set session_replication_role = replica; truncate applications}, q{set session_replication_role = replica; insert into applications select * from kept});
 };
 
+subtest 'outcomes are written whatever the table has' => sub {
+	my %tables = (
+		behind_index => q{create index on %s (fini_state) where fini_state = 'accepted'; create unique index on %s (record_id)},
+		checked => q{alter table %s add check (fini_state in ('accepted', 'rejected')), alter own_ref set not null},
+		refusing => q{alter table %s add constraint never check (fini_state <> 'accepted')},
+		triggered => q{create function stamped() returns trigger language plpgsql as $$ begin new.extra := '{"stamp": "1"}'; return new; end $$;
+			create trigger stamp before update of fini_state on %s for each row execute function stamped()},
+		statement => q{create table said (n int); create function says() returns trigger language plpgsql as $$ begin insert into public.said values (1); return null; end $$;
+			create trigger says after update on %s for each statement execute function says()},
+		generated => q{alter table %s add short text generated always as (left(fini_state, 3)) stored},
+		narrow => q{alter table %s alter fini_error type varchar(10), alter fini_state type varchar(20)},
+		domained => q{create domain state_text as text check (value <> 'x'); alter table %s alter fini_state type state_text},
+		ruled => q{create table echo (r text); create rule echoes as on update to %s do also insert into echo values (new.own_ref)},
+		secured => q{alter table %s enable row level security, force row level security; alter table %s owner to someone;
+			create policy most on %s using (own_ref <> 'secured3')},
+		wide => q{alter table %s add filler text default repeat(md5('x'), 300), alter filler set storage external},
+	);
+	$fini->sql('create role someone');
+	for my $table (sort keys %tables)
+	{
+		(my $change = $tables{$table}) =~ s/%s/$table/g;
+		$fini->sql("select fini.create_subscription_table('$table'); select fini.attach('$table'); $change");
+		$fini->sql(insert($table, 3) =~ s/into applications/into $table/r);
+	}
+	$fini->wait_done;
+	my %expected = map { $_ => 'accepted accepted accepted' } keys %tables;
+	$expected{refusing} = '- - -';
+	$expected{secured} = 'accepted accepted -';
+	is($fini->sql("select string_agg(coalesce(fini_state, '-'), ' ' order by own_ref) from $_"), $expected{$_}, $_) for sort keys %tables;
+	is($fini->sql(q{select count(*) from triggered where extra ->> 'stamp' = '1'}), 3, 'a row trigger has seen each');
+	is($fini->sql('select count(*) > 0 from said'), 't', 'a statement trigger has been fired');
+	is($fini->sql('select string_agg(distinct short, $$ $$) from generated'), 'acc', 'a column was generated anew');
+	is($fini->sql('select string_agg(r, $$ $$ order by r) from echo'), 'ruled1 ruled2 ruled3', 'a rule was followed');
+	is($fini->sql(q{set enable_seqscan = off; select count(*) from behind_index where fini_state = 'accepted'}), 3, 'an index has them');
+	is($fini->sql(q{select string_agg(distinct error_code, ' ') from fini.submission where relation = 'refusing'::regclass}), 'write_back', 'what was refused is noted');
+	is($fini->sql('select min(length(filler)) from wide'), 9600, 'what is stored elsewhere is still there');
+};
+
 subtest 'indexes that somebody puts on the outbox are kept' => sub {
 	$fini->sql(q{create index on fini.submission (settled_at) where state = 'accepted'});
 	$fini->sql(q{create index on fini.submission (upper(state), id)});
