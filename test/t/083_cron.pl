@@ -16,21 +16,13 @@ my @at_start = (
 	[ 'IPOs', 'select fini.refresh_ipos()' ],
 	[ 'funding', 'select fini.refresh_funding()' ],
 	[ 'submit', q{select fini.submit('applications')} ],
-	[ 'reconcile', q{select fini.reconcile('applications', '5678')} ]);
+	[ 'reconcile', q{select fini.reconcile('applications', '5678')} ],
+	[ 'start_reconcile', q{select fini.start_reconcile('applications', '3456')} ],
+	[ 'purge', q{select fini.purge('90 days')}, 1 ]);
 my @by_the_clock = (
 	[ 'submit what has come', q{select fini.submit('applications', '1234')} ],
 	[ 'confirm', q{select fini.confirm_funding(array_agg(transaction_ref), '20') from fini.funding where ipo_id = '1234'} ]);
 my @clusters = map { make($_) } qw(on off);
-
-# functions that need not be there to test these two
-for my $cluster (@clusters)
-{
-	my $fini = $cluster->{fini};
-	push @{ $cluster->{jobs} }, [ 'start_reconcile', q{select fini.start_reconcile('applications', '3456')} ]
-	  if $fini->sql(q{select to_regprocedure('fini.start_reconcile(regclass, text)') is not null}) eq 't';
-	push @{ $cluster->{jobs} }, [ 'purge', q{select fini.purge('90 days')}, 1 ]
-	  if $fini->sql(q{select to_regprocedure('fini.purge(interval)') is not null}) eq 't';
-}
 
 # a cluster with rows that wait, and with the right identity in the database's settings alone: a job that did not take
 # them over would have another fingerprint than the worker, and get no token
@@ -52,6 +44,14 @@ sub make
 		select fini.create_subscription_table('applications');
 		select fini.attach('applications', live => false);});
 	insert($fini, '3456', 'a');
+	# something to purge: it was cancelled long ago, and its row has gone
+	$fini->sql(q{select fini.pause();
+		insert into applications (own_ref, ipo_id, app_quantity) values ('long ago', '9012', 1);
+		select fini.submit('applications', '9012'), fini.cancel('applications', '{"long ago"}');
+		delete from applications where own_ref = 'long ago';
+		update fini.submission set created_at = now() - interval '100 days', settled_at = now() - interval '100 days' where own_ref = 'long ago';
+		select fini.resume()});
+	is($fini->sql(q{select state from fini.submission where own_ref = 'long ago'}), 'cancelled', "cron_$background_workers: something to purge");
 	return { mode => "background workers $background_workers", fini => $fini, jobs => [ @at_start ] };
 }
 
@@ -108,10 +108,8 @@ for my $cluster (@clusters)
 	is($fini->sql('select count(*) from fini.ipo'), scalar @{ $fini->admin('GET', '/ipos') }, "$mode: refresh_ipos");
 	is($fini->sql('select count(*) from fini.funding'), scalar @{ $fini->admin('GET', '/funding') }, "$mode: refresh_funding");
 	is($fini->sql(q{select bool_and(finished_at is not null) from fini.reconcile_run where ipo_id = '5678'}), 't', "$mode: reconcile");
-	if (grep { $_->[0] eq 'start_reconcile' } @{ $cluster->{jobs} })
-	{
-		$fini->wait_for(q{select count(*) >= 1 from fini.reconcile_run where ipo_id = '3456' and finished_at is not null}, "$mode: start_reconcile");
-	}
+	$fini->wait_for(q{select count(*) >= 1 from fini.reconcile_run where ipo_id = '3456' and finished_at is not null}, "$mode: start_reconcile");
+	is($fini->sql(q{select count(*) from fini.submission where own_ref = 'long ago'}), 0, "$mode: purge");
 	is($fini->sql(q{select string_agg(distinct username, ' ') from cron.job_run_details where command like '%refresh%'}), 'jobs', "$mode: as a role that is no superuser");
 }
 
