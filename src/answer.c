@@ -14,6 +14,7 @@
 #include "answer.h"
 #include "compat.h"
 #include "encoding.h"
+#include "envelope.h"
 
 /* of an answer or request; far beyond a page of 1000 records, and what jsonb makes of them fits into memory */
 #define MAX_VALUES		1000000
@@ -173,7 +174,7 @@ fini_answer_to_jsonb(const char *text, Size len)
 }
 
 char *
-fini_answer_clean_text(const char *text, const FiniBlanker *personal)
+fini_answer_clean_text(const char *text, const FiniBlanker *sent)
 {
 	char	   *copy;
 	int			kept;
@@ -182,8 +183,15 @@ fini_answer_clean_text(const char *text, const FiniBlanker *personal)
 		return pstrdup("");
 	kept = pg_mbcliplen(text, (int) strlen(text), FINI_MAX_TEXT);
 	copy = pnstrdup(text, kept);
-	if (personal != NULL)
-		fini_blank(personal, copy, kept, text);
+	if (sent != NULL)
+		fini_blank(sent, copy, kept, text);
+	/* an encrypted field is as good as personal, whoever quotes it */
+	for (char *field = copy; (field = strstr(field, FINI_ENC_PREFIX)) != NULL;)
+	{
+		field += FINI_ENC_PREFIX_LEN;
+		for (; *field != '\0' && (isalnum((unsigned char) *field) || strchr("+/=", *field) != NULL); field++)
+			*field = '*';
+	}
 	for (char *p = copy; *p != '\0'; p++)
 	{
 		if (*p == FINI_ENCODING_REPLACEMENT)

@@ -68,9 +68,10 @@ extern Jsonb *fini_answer_to_jsonb(const char *text, Size len);
 
 /*
  * A gateway's text for tables, logs and messages: clipped, control characters
- * replaced, and the personal values of what was sent blanked out.  These may be
- * NULL where none was sent; else see fini_call_clean_text.
+ * replaced, and encrypted fields, personal values and secrets of what was sent
+ * blanked out.  These may be NULL where none was sent; else see
+ * fini_call_clean_text.
  */
-extern char *fini_answer_clean_text(const char *text, const FiniBlanker *personal);
+extern char *fini_answer_clean_text(const char *text, const FiniBlanker *sent);
 
 #endif							/* FINI_ANSWER_H */

@@ -31,13 +31,17 @@ struct FiniBlanker
 	Value	   *heads[HEADS];
 };
 
-static void add(FiniBlanker *blanker, const char *text, int len);
 static uint32 head_of(const char *text);
 
 FiniBlanker *
-fini_blank_values_of(JsonbContainer *container)
+fini_blank_create(void)
 {
-	FiniBlanker *blanker = palloc0(sizeof(FiniBlanker));
+	return palloc0(sizeof(FiniBlanker));
+}
+
+void
+fini_blank_add_values(FiniBlanker *blanker, JsonbContainer *container)
+{
 	JsonbIterator *it = JsonbIteratorInit(container);
 	JsonbIteratorToken token;
 	JsonbValue	value;
@@ -48,15 +52,14 @@ fini_blank_values_of(JsonbContainer *container)
 		if (token == WJB_KEY)
 			personal = fini_envelope_is_personal(value.val.string.val, value.val.string.len);
 		else if (token == WJB_VALUE && personal && value.type == jbvString)
-			add(blanker, value.val.string.val, value.val.string.len);
+			fini_blank_add(blanker, value.val.string.val, value.val.string.len);
 		else if (token == WJB_VALUE && personal && value.type == jbvNumeric)
 		{
 			char	   *number = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
 
-			add(blanker, number, (int) strlen(number));
+			fini_blank_add(blanker, number, (int) strlen(number));
 		}
 	}
-	return blanker;
 }
 
 void
@@ -75,8 +78,8 @@ fini_blank(const FiniBlanker *blanker, char *copy, int len, const char *text)
 	}
 }
 
-static void
-add(FiniBlanker *blanker, const char *text, int len)
+void
+fini_blank_add(FiniBlanker *blanker, const char *text, int len)
 {
 	Value	   *value;
 	Value	  **head;

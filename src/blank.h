@@ -1,6 +1,6 @@
 /*
  * blank.h
- *		Personal values of what was sent, blanked out of FINI's texts.
+ *		Personal values and secrets of what was sent, blanked out of FINI's texts.
  *
  * FINI's messages may quote what they are about, also another entry of the same
  * request.  They are kept in tables, shown and logged; so every personal value
@@ -16,8 +16,14 @@
 
 typedef struct FiniBlanker FiniBlanker;
 
-/* the personal values of a container, at any depth; it and the result live as long as the container */
-extern FiniBlanker *fini_blank_values_of(JsonbContainer *container);
+/* in CurrentMemoryContext; what is added has to live as long */
+extern FiniBlanker *fini_blank_create(void);
+
+/* the personal values of a container, at any depth */
+extern void fini_blank_add_values(FiniBlanker *blanker, JsonbContainer *container);
+
+/* a token or an assertion; shorter than three bytes it is left alone */
+extern void fini_blank_add(FiniBlanker *blanker, const char *text, int len);
 
 /*
  * Overwrite them in copy, the first len bytes of text.  They are looked for in

@@ -18,6 +18,8 @@
 #include "stat.h"
 #include "wait.h"
 
+#define AUTHORIZATION	"Authorization: Bearer "
+
 static void prepare(FiniCall *call, FiniAccess *access);
 static void judge(FiniCall *call);
 static FiniAnswer *read_answer(FiniCall *call, const char **problem);
@@ -81,18 +83,27 @@ fini_call_finish(FiniCall *call, FiniSlotShared *slot)
 char *
 fini_call_clean_text(FiniCall *call, const char *text)
 {
-	if (call->sealed && call->payload != NULL && call->personal == NULL)
+	if (call->sent == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(call->attempt);
-		Jsonb	   *sent = fini_answer_to_jsonb(call->payload->data, call->payload->len);
+		FiniBlanker *sent = fini_blank_create();
+		Jsonb	   *payload = NULL;
 
-		if (sent != NULL)
-			call->personal = fini_blank_values_of(&sent->root);
+		/* the first header: see fini_call_headers */
+		fini_blank_add(sent, call->http.headers[0] + strlen(AUTHORIZATION),
+					   (int) strlen(call->http.headers[0] + strlen(AUTHORIZATION)));
+		if (call->sealed && call->payload != NULL)
+		{
+			payload = fini_answer_to_jsonb(call->payload->data, call->payload->len);
+			if (payload != NULL)
+				fini_blank_add_values(sent, &payload->root);
+		}
 		MemoryContextSwitchTo(old);
-		if (sent == NULL)
+		if (call->sealed && call->payload != NULL && payload == NULL)
 			return pstrdup("withheld: what was sent is too large to be looked for in it");
+		call->sent = sent;
 	}
-	return fini_answer_clean_text(text, call->personal);
+	return fini_answer_clean_text(text, call->sent);
 }
 
 void
@@ -216,7 +227,7 @@ fini_call_headers(const FiniAccess *access, const FiniEnvelope *envelope)
 	char	   *authorization = fini_secret_alloc(size);
 	int			n = 0;
 
-	snprintf(authorization, size, "Authorization: Bearer %s", access->token);
+	snprintf(authorization, size, AUTHORIZATION "%s", access->token);
 	headers[n++] = authorization;
 	headers[n++] = "Accept: application/json";
 	headers[n++] = "Accept-Language: en-US";
@@ -264,7 +275,7 @@ prepare(FiniCall *call, FiniAccess *access)
 	/* the last attempt's leavings */
 	MemoryContextReset(call->attempt);
 	call->envelope = NULL;
-	call->personal = NULL;
+	call->sent = NULL;
 	call->answer = NULL;
 	old = MemoryContextSwitchTo(call->attempt);
 
@@ -322,7 +333,7 @@ judge(FiniCall *call)
 	if (message[0] == '\0' && call->answer == NULL)
 		message = problem;
 
-	strlcpy(call->code, strcmp(code, "0") == 0 ? code : fini_call_clean_text(call, code), sizeof(call->code));
+	strlcpy(call->code, call->answer == NULL || strcmp(code, "0") == 0 ? code : fini_call_clean_text(call, code), sizeof(call->code));
 	strlcpy(call->message, message[0] == '\0' ? message :
 			call->http.outcome != FINI_HTTP_ANSWERED || message == problem ? fini_answer_clean_text(message, NULL) :
 			fini_call_clean_text(call, message), sizeof(call->message));

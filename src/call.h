@@ -40,7 +40,7 @@ typedef struct FiniCall
 	FiniHttpRequest http;
 	FiniTicket	ticket;			/* taken by the caller before fini_call_send */
 	FiniEnvelope *envelope;
-	FiniBlanker *personal;		/* values of the payload; NULL: not looked at yet */
+	FiniBlanker *sent;			/* token, and personal values of the payload; NULL: not looked at yet */
 	uint64		token_generation;
 	uint64		key_generation;
 

@@ -172,8 +172,8 @@ read_token(Probe *probe, FiniHttpRequest *http)
 	}
 	else if (error != NULL || description != NULL)
 	{
-		error = error != NULL ? fini_answer_clean_text(error, NULL) : "no error";
-		description = description != NULL ? fini_answer_clean_text(description, NULL) : "no description";
+		error = error != NULL ? fini_answer_clean_text(error, http->owner) : "no error";
+		description = description != NULL ? fini_answer_clean_text(description, http->owner) : "no description";
 		fini_check_put(check, "token", FINI_CHECK_BAD, "The token service refuses: %s: %s (HTTP status %d).%s %s",
 					   error, description, http->status,
 					   strcmp(error, "invalid_client") == 0 ? " This is most likely about the machine's assertion." :
@@ -202,6 +202,8 @@ probe_gateway(Probe *probe)
 
 	http.url = fini_settings_url(fini_endpoint(FINI_ENDPOINT_CRYPTO_META)->path);
 	http.headers = probe->have_token ? fini_call_headers(probe->access, NULL) : headers;
+	http.owner = fini_blank_create();
+	fini_blank_add(http.owner, probe->access->token, (int) strlen(probe->access->token));
 	http.max_answer = (Size) 1024 * 1024;
 	if (!perform(probe, FINI_ENDPOINT_CRYPTO_META, &http))
 	{
@@ -258,9 +260,9 @@ read_meta(Probe *probe, FiniHttpRequest *http, int64 sent_at_ms)
 	else
 		fini_check_put(check, "public_key", FINI_CHECK_BAD,
 					   "The gateway refuses crypto/meta (HTTP status %d, code %s%s%s). Check fini.base_url and the entitlements in HKEX Client Connect.",
-					   http->status, answer != NULL ? fini_answer_clean_text(answer->code, NULL) : "none",
+					   http->status, answer != NULL ? fini_answer_clean_text(answer->code, http->owner) : "none",
 					   answer != NULL && answer->message[0] != '\0' ? ": " : "",
-					   answer != NULL ? fini_answer_clean_text(answer->message, NULL) : "");
+					   answer != NULL ? fini_answer_clean_text(answer->message, http->owner) : "");
 	fini_check_skip(check, "clock", "public_key");
 }
 

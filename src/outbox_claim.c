@@ -553,8 +553,13 @@ table_unreadable(FiniBatch *batch, Oid relid, ErrorData *error, MemoryContext in
 		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE || error->sqlerrcode == ERRCODE_QUERY_CANCELED;
 	bool		harmless = class == ERRCODE_TO_CATEGORY(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE) ||
 		class == ERRCODE_TO_CATEGORY(ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION);
-	MemoryContext old = MemoryContextSwitchTo(into);
-	char	   *text = psprintf("the table cannot be read (SQLSTATE %s)%s%s", unpack_sql_state(error->sqlerrcode),
+	MemoryContext old;
+	char	   *text;
+
+	/* whatever its SQLSTATE, a text that a function of the user's has raised may quote values */
+	harmless = harmless && !(error->funcname != NULL && strcmp(error->funcname, "exec_stmt_raise") == 0);
+	old = MemoryContextSwitchTo(into);
+	text = psprintf("the table cannot be read (SQLSTATE %s)%s%s", unpack_sql_state(error->sqlerrcode),
 								harmless ? ": " : "", harmless ? error->message : "");
 
 	MemoryContextSwitchTo(old);

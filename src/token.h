@@ -51,7 +51,8 @@ extern void fini_token_settings_changed(FiniSlotShared *slot);
 
 /*
  * Fill in the request for a token, all of it in CurrentMemoryContext; raises
- * FINI_ERRCODE_NOT_CONFIGURED for settings and key files.  Besides the worker
+ * FINI_ERRCODE_NOT_CONFIGURED for settings and key files.  Its owner is the
+ * FiniBlanker of what it holds.  Besides the worker
  * only fini.check sends it, and shares what it gets with nobody.
  */
 extern void fini_token_request(FiniHttpRequest *http);

@@ -172,6 +172,7 @@ fini_token_request(FiniHttpRequest *http)
 	char	   *agent;
 	char	   *machine;
 	FiniBuffer *body;
+	FiniBlanker *sent = fini_blank_create();
 
 	fini_settings_require();
 	url = fini_settings_token_url();
@@ -193,6 +194,11 @@ fini_token_request(FiniHttpRequest *http)
 	http->body = body->data;
 	http->body_len = body->len;
 	http->content_type = "application/x-www-form-urlencoded";
+
+	/* a refusal may quote them */
+	fini_blank_add(sent, agent, (int) strlen(agent));
+	fini_blank_add(sent, machine, (int) strlen(machine));
+	http->owner = sent;
 	http->headers = headers;
 }
 
@@ -310,6 +316,8 @@ prepare_key_request(FiniSlotShared *slot)
 		return false;
 	fetch.http.url = fini_settings_url(fini_endpoint(FINI_ENDPOINT_CRYPTO_META)->path);
 	fetch.http.headers = fini_call_headers(access, NULL);
+	fetch.http.owner = fini_blank_create();
+	fini_blank_add(fetch.http.owner, access->token, (int) strlen(access->token));
 	return true;
 }
 
@@ -351,8 +359,8 @@ take_token(FiniSlotShared *slot)
 
 		fail(slot, FINI_ERRCODE_TOKEN_REFUSED, "the token endpoint refused an access token",
 			 psprintf("%s: %s (HTTP status %d).",
-					  error ? fini_answer_clean_text(error, NULL) : "no reason",
-					  description ? fini_answer_clean_text(description, NULL) : "no description",
+					  error ? fini_answer_clean_text(error, http->owner) : "no reason",
+					  description ? fini_answer_clean_text(description, http->owner) : "no description",
 					  http->status));
 	}
 	else
@@ -411,8 +419,8 @@ take_key(FiniSlotShared *slot)
 		fail(slot, http->status == 403 || http->status == 404 ? FINI_ERRCODE_NOT_ENTITLED : FINI_ERRCODE_TOKEN_REFUSED,
 			 "the gateway refused crypto/meta",
 			 psprintf("HTTP status %d, code %s: %s", http->status,
-					  answer ? answer->code : "none",
-					  answer ? fini_answer_clean_text(answer->message, NULL) : "no message"));
+					  answer ? fini_answer_clean_text(answer->code, http->owner) : "none",
+					  answer ? fini_answer_clean_text(answer->message, http->owner) : "no message"));
 		return;
 	}
 	if (!fini_token_read_key(answer, der, &der_len, &server_ms))

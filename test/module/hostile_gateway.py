@@ -52,6 +52,8 @@ def serve(sock):
                 break
             plan = take_plan(request['target'])
             answer = None
+            if plan is not None:
+                plan['request'] = request
             if plan is None or plan.get('after'):
                 if upstream is None:
                     ctx = ssl.create_default_context(cafile=f'{folder}/ca.crt')
@@ -261,6 +263,17 @@ def how_lengths(tls, plan, answer):             # two lengths, of which one is a
 def how_smuggle(tls, plan, answer):             # the answer to a request that has not been made yet
     send(tls, 200, '{"code":"0","data":[]}')
     return send(tls, 200, '{"code":"0","data":[{"requestID":"1","recordID":"6666666666666666A"}],"nextCursor":"0"}')
+
+
+def how_echo(tls, plan, answer):                # a refusal that quotes whatever was sent
+    request = plan['request']
+    secret = dict(request['headers']).get('Authorization', '').removeprefix('Bearer ')
+    body = request['body'].decode()
+    if 'assertion=' in body:
+        quoted = body.split('assertion=')[1].split('&')[0] if plan.get('which', 'agent') == 'agent' else body.split('client_assertion=')[1]
+        return send(tls, 400, json.dumps({'error': 'invalid_grant', 'error_description': 'not valid: ' + quoted[:plan.get('bytes', 1000)]}))
+    sealed = '%enc_%' + body.split('%enc_%')[1].split('"')[0] if '%enc_%' in body else ''
+    return send(tls, 400, json.dumps({'code': '400888', 'message': f'not with {secret} {sealed}', 'data': []}))
 
 
 def how_pages(tls, plan, answer):               # pages without end: new cursors each time, or some that go round

@@ -66,6 +66,29 @@ $fini->wait_done;
 $hostile->behave;
 $fini->sql(q{update applications set app_quantity = 200 where own_ref like 'A1%'; delete from applications where own_ref like 'A2%'});
 $fini->wait_done;
+# what was sent is quoted by refusals: the token, an encrypted field, assertions
+$hostile->sandbox->admin('POST', '/expire-tokens');
+$hostile->hostile({ path => 'access_token', how => 'echo', which => 'agent' }, { path => 'access_token', how => 'echo', which => 'machine' });
+copy_in('applications', 'F', 1);
+$fini->wait_done;
+$hostile->sandbox->admin('POST', '/rotate-key');
+$hostile->hostile({ path => 'crypto/meta', how => 'echo' });
+copy_in('applications', 'G', 1);
+$fini->wait_done;
+$hostile->hostile({ path => 'subscriptions/add', how => 'echo' });
+copy_in('applications', 'H', 1);
+$fini->wait_done;
+like($fini->sql(q{select fini_error from applications where own_ref = 'H1'}), qr/^400888: not with \*+ %enc_%\*+$/, 'a refusal that quotes what was sent');
+$hostile->behave;
+# a policy that tells what it should not, under whatever SQLSTATE
+$fini->sql(q{create role teller; alter table applications owner to teller; alter table applications enable row level security; alter table applications force row level security;
+	create function tell(what text) returns boolean language plpgsql as $$ begin raise exception 'not %', what using errcode = '42501'; end $$;
+	create policy tells on applications for select using (case when own_ref = 'I1' then tell(id_num || full_name_eng) else true end)});
+copy_in('applications', 'I', 1);
+$fini->wait_done;
+like($fini->sql(q{select error_message from fini.submission where own_ref = 'I1'}), qr/^the table cannot be read \(SQLSTATE 42501\)$/, 'a policy that fails has its SQLSTATE alone');
+$fini->sql('drop policy tells on applications; alter table applications no force row level security; alter table applications disable row level security; delete from applications where own_ref = $$I1$$');
+$fini->wait_done;
 # rows that cannot be sent, and tables that refuse, with texts of their own
 $fini->sql(q{update applications set id_list = jsonb_build_array(jsonb_build_object('idNum', jsonb_build_array(id_num))) where own_ref = 'A3'});
 $fini->sql(q{create function refuse() returns trigger language plpgsql as $$ begin raise exception 'cannot take % of %', new.id_num, new.full_name_eng; end $$;
