@@ -26,6 +26,7 @@ set fini.base_url = 'file:///etc/passwd';
 set fini.base_url = 'https://';
 set fini.base_url = 'https:///path';
 set fini.base_url = 'https:/fini.example.com';
+set fini.base_url = 'https:/user:password@fini.example.com/a://b';
 set fini.base_url = 'https://user:password@fini.example.com';
 set fini.base_url = 'https://user@fini.example.com';
 set fini.base_url = 'https://fini.example.com?x=1';

@@ -343,6 +343,8 @@ make_digest(const char *type, const char *country, const char *number, FiniDocum
 		EVP_DigestUpdate(context, country, strlen(country) + 1) != 1 ||
 		EVP_DigestUpdate(context, number, strlen(number) + 1) != 1 ||
 		EVP_DigestFinal_ex(context, digest, NULL) != 1)
-		elog(ERROR, "could not compute the digest of a document");
+		ereport(ERROR,
+				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+				 errmsg("could not compute the digest of a document")));
 	memcpy(document->digest, digest, FINI_DOCUMENT_LEN);
 }

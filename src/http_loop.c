@@ -366,11 +366,19 @@ collect_finished(void)
 
 	while ((message = curl_multi_info_read(multi, &left)) != NULL)
 	{
-		char	   *transfer = NULL;
+		dlist_mutable_iter iter;
 
-		if (message->msg == CURLMSG_DONE &&
-			curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer) == CURLE_OK)
-			finish((FiniTransfer *) transfer, message->data.result);
+		/* found by its handle: nothing that could fail, as who is not told of its end would wait for ever */
+		dlist_foreach_modify(iter, &running)
+		{
+			FiniTransfer *transfer = dlist_container(FiniTransfer, node, iter.cur);
+
+			if (message->msg == CURLMSG_DONE && transfer->easy == message->easy_handle)
+			{
+				finish(transfer, message->data.result);
+				break;
+			}
+		}
 	}
 }
 

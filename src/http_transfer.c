@@ -315,7 +315,6 @@ set_callbacks(FiniTransfer *transfer)
 	CURL	   *easy = transfer->easy;
 	CURLcode	rc = CURLE_OK;
 
-	SET(CURLOPT_PRIVATE, transfer);
 	SET(CURLOPT_ERRORBUFFER, transfer->message);
 	SET(CURLOPT_WRITEFUNCTION, write_body);
 	SET(CURLOPT_WRITEDATA, transfer);

@@ -55,9 +55,9 @@ check_parts(CURLU *handle, const char *url, bool proxy)
 	problem = check_scheme(handle, proxy);
 	if (problem != NULL)
 		return problem;
-	/* libcurl would take a path for the host, if slashes are one too many or too few */
-	c = strstr(url, "://");
-	if (c == NULL || c[3] == '/' || !has_part(handle, CURLUPART_HOST))
+	/* libcurl would take a path for the host, if slashes are one too many or too few; "://" further on changes nothing */
+	c = strchr(url, ':');
+	if (c == NULL || strncmp(c, "://", 3) != 0 || c[3] == '/' || !has_part(handle, CURLUPART_HOST))
 		return "The URL has no host.";
 	/* libcurl does not show empty ones, as in https://@host */
 	if (!proxy && memchr(c + 3, '@', strcspn(c + 3, "/")) != NULL)

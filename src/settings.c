@@ -177,7 +177,9 @@ fini_settings_fingerprint(uint8 dst[32])
 	EVP_MD_CTX_free(context);
 	pfree(token_url);
 	if (!ok)
-		elog(ERROR, "could not compute the fingerprint of the settings");
+		ereport(ERROR,
+				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+				 errmsg("could not compute the fingerprint of the settings")));
 }
 
 int

@@ -187,9 +187,11 @@ fini_settings_check_fields(char **newval, void **extra, GucSource source)
 		text = (char *) &list->names[list_length(names)];
 		foreach(cell, names)
 		{
-			strcpy(text, lfirst(cell));
+			Size		len = strlen(lfirst(cell)) + 1;
+
+			memcpy(text, lfirst(cell), len);
 			list->names[list->count++] = text;
-			text += strlen(text) + 1;
+			text += len;
 		}
 		*extra = list;
 	}

@@ -26,9 +26,9 @@ sub readelf
 
 my $segments = readelf('--program-headers');
 like($segments, qr/^\s+GNU_RELRO\s/m, 'relocations are read-only after loading');
-my ($stack) = $segments =~ /^\s+GNU_STACK\s.*?\s([RWE ]{3})\s+0x/m;
+my ($stack) = $segments =~ /^\s+GNU_STACK\s.*0x[0-9a-f]+\s([RWE ]{3})\s+0x[0-9a-f]+$/m;
 is($stack, 'RW ', 'the stack is not executable');
-my @loads = $segments =~ /^\s+LOAD\s.*?\s([RWE ]{3})\s+0x/mg;
+my @loads = $segments =~ /^\s+LOAD\s.*0x[0-9a-f]+\s([RWE ]{3})\s+0x[0-9a-f]+$/mg;
 cmp_ok(scalar @loads, '>=', 2, 'segments to load');
 is_deeply([ grep { /W/ && /E/ } @loads ], [], 'none is both writable and executable');
 
