@@ -1,18 +1,24 @@
 /*
  * heap.c
- *		How much memory this process holds, for tests that look for leaks.
+ *		How much memory this process holds, for tests that look for leaks; and the switch of failing.c.
  */
 #include "postgres.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
 #include <malloc.h>
 
 #include "fmgr.h"
+#include "utils/builtins.h"
+
+#include "failing.h"
 
 PG_MODULE_MAGIC;
 
 PG_FUNCTION_INFO_V1(fini_test_heap);
 PG_FUNCTION_INFO_V1(fini_test_files);
+PG_FUNCTION_INFO_V1(fini_test_fail);
+PG_FUNCTION_INFO_V1(fini_test_failed);
 
 /* bytes that malloc has given out: PostgreSQL's memory contexts, libcurl's and OpenSSL's objects */
 Datum
@@ -35,4 +41,41 @@ fini_test_files(PG_FUNCTION_ARGS)
 	if (dir != NULL)
 		closedir(dir);
 	PG_RETURN_INT32(n);
+}
+
+static FailControl *
+control(void)
+{
+	FailControl **at = dlsym(RTLD_DEFAULT, "fini_fail_control");
+
+	if (at == NULL || *at == NULL)
+		elog(ERROR, "failing.so is not preloaded");
+	return *at;
+}
+
+/* (pid, family, nth, all_after): from now on that one fails in that process; pid 0: nothing does */
+Datum
+fini_test_fail(PG_FUNCTION_ARGS)
+{
+	FailControl *set = control();
+
+	set->pid = 0;
+	set->family = PG_GETARG_INT32(1);
+	set->nth = PG_GETARG_INT64(2);
+	set->all_after = PG_GETARG_BOOL(3);
+	set->count = 0;
+	set->failed = 0;
+	memset(set->name, 0, sizeof(set->name));
+	set->pid = PG_GETARG_INT32(0);
+	PG_RETURN_VOID();
+}
+
+/* stops it, and says how many calls there were, how many failed, and which the last of these was */
+Datum
+fini_test_failed(PG_FUNCTION_ARGS)
+{
+	FailControl *set = control();
+
+	set->pid = 0;
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf("%lld %lld %s", (long long) set->count, (long long) set->failed, set->name)));
 }
