@@ -12,6 +12,9 @@
 #	make size		an IPO of 1,000,000 applications: SIZE=20000 for less, SIZED=t/070_reconcile.pl for a part (docs/testing.md)
 #	make gateway	the sandbox gateway	make installcheck	regression tests on a server of one's own
 #	make fuzz		the parsers under libFuzzer		make fuzz-smoke	the same for a minute (docs/testing.md)
+#	make soak		half an hour of mixed load and faults, and nothing may grow: SOAK="--minutes 5" (docs/testing.md)
+#	make coverage	lines and branches of the code that the suite runs
+#	make sqlsmith	random statements by each role	make sqlsmith-smoke	the same in a minute
 #	make test-asan	the suite under AddressSanitizer	make test-valgrind	its core under valgrind
 #	make lint		gcc, clang, clang-tidy, cppcheck, scan-build, shellcheck, perl -c: no finding, or it fails
 #
@@ -81,6 +84,14 @@ fuzz:
 	@$(run) test/fuzz/run $(FUZZ)
 fuzz-smoke:
 	@$(run) test/fuzz/run --smoke
+soak:
+	@$(run) test/soak/run $(SOAK)
+coverage:
+	@$(run) test/coverage/run $(TESTS)
+sqlsmith:
+	@$(run) test/sqlsmith/run $(SQLSMITH)
+sqlsmith-smoke:
+	@$(run) FINI_SKIP=1 test/sqlsmith/run --queries 600
 test-asan:
 	@$(run) test/sanitizer/run $(TESTS)
 test-valgrind:
@@ -98,4 +109,4 @@ clean-gateway:
 lint:
 	@$(run) test/lint
 
-.PHONY: all install installcheck clean demo test matrix newcomer deb deb-try bench bench-quick bench-size torture size fuzz fuzz-smoke test-asan test-valgrind gateway clean-gateway lint
+.PHONY: all install installcheck clean demo test matrix newcomer deb deb-try bench bench-quick bench-size torture size fuzz fuzz-smoke sqlsmith sqlsmith-smoke test-asan test-valgrind coverage soak gateway clean-gateway lint
