@@ -50,15 +50,13 @@ sub server_cpu_seconds
 	return $sum / $ticks;
 }
 
-# what /proc/PID/status and smaps_rollup say, in kB: peak of resident memory, and private memory now
-sub memory
+# A process's own memory in kB, now. Shared buffers do not count, not even those that nobody else has touched yet: the
+# kernel calls these private, too.
+sub own_memory
 {
 	my ($pid) = @_;
-	my ($peak) = slurp("/proc/$pid/status") =~ /^VmHWM:\s*(\d+)/m;
-	my $rollup = slurp("/proc/$pid/smaps_rollup");
-	my $private = 0;
-	$private += $_ for $rollup =~ /^Private_(?:Clean|Dirty):\s*(\d+)/mg;
-	return ($peak, $private);
+	my ($kb) = slurp("/proc/$pid/status") =~ /^RssAnon:\s*(\d+)/m or die "/proc/$pid/status cannot be read\n";
+	return $kb;
 }
 
 # seconds that all CPUs together spent on anything, and idle, since boot

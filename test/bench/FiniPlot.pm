@@ -124,7 +124,7 @@ sub throttle
 		{ points => [ [ 0, 0.97 * $limit ], [ $points[-1][0], 0.97 * $limit ] ], with => "lines linecolor rgb '#c0392b' linewidth 1 dashtype 3", title => '97 %, wanted on average' });
 }
 
-# private memory of the worker while a long backlog drains
+# the worker's own memory while a long backlog drains
 sub memory
 {
 	my ($part) = @_;
@@ -133,7 +133,7 @@ sub memory
 	return if !@free;
 	my $to = (sort { $b <=> $a } $free[-1][0], @held ? $held[-1][0] : 0)[0];
 	my $rows = FiniReport::commas($part->{size}{series}{rate_free}{points}[0][0]);
-	return (title("Private memory of the worker while $rows records drain", $part->{size})
+	return (title("Own memory of the worker while $rows records drain", $part->{size})
 		  . "set yrange [0:72]\nset xlabel 'seconds'\nset ylabel 'MiB'\n",
 		{ points => \@free, with => "lines $BLUE", title => 'worker' },
 		{ points => \@held, with => "lines $ORANGE", title => 'under a held snapshot' },

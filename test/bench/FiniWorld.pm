@@ -220,14 +220,13 @@ sub wait_for
 	}
 }
 
-# notes the worker's private memory
+# notes the worker's own memory
 sub remember_memory
 {
 	my ($self) = @_;
-	my (undef, $private) = FiniBench::memory($self->{worker});
+	my $private = FiniBench::own_memory($self->{worker}) / 1024;
 	my $at = time - $self->{began};
 
-	$private /= 1024;
 	if (!@{ $self->{private} } || $at - $self->{private}[-1][0] > 0.5)
 	{
 		push @{ $self->{private} }, [ $at, $private ];

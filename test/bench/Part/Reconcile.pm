@@ -41,7 +41,7 @@ sub measure
 		values => $per->(FiniBench::server_cpu_seconds($world->server->postmaster) - $server));
 	$report->figure(name => 'reconcile_gateway', title => "the sandbox's CPU per record", unit => 'us', values => $per->(FiniBench::cpu_seconds($world->sandbox->pid) - $gateway));
 	$report->figure(name => 'reconcile_rate', title => 'its speed, at the pace of fini.reconcile_share', unit => 'records/s', values => [ $rows / $took ]);
-	$report->figure(name => 'reconcile_memory', title => "the worker's private memory, peak", unit => 'MiB', values => [ (sort { $b <=> $a } map { $_->[1] } $world->take_memories)[0] ], target_value => '<= 64');
+	$report->figure(name => 'reconcile_memory', title => "the worker's own memory, peak", unit => 'MiB', values => [ (sort { $b <=> $a } map { $_->[1] } $world->take_memories)[0] ], target_value => '<= 64');
 
 	my $other = $world->server->session;
 	my @before = FiniBench::cpu_seconds($other->backend);

@@ -36,7 +36,7 @@ sub measure
 		peer => "first $slice", peers => [ $free->{slices}[0][1] ], target => '<= 1.1');
 	$report->figure(name => 'size_worst', title => "the dearest $slice", unit => 'us', values => [ (sort { $b <=> $a } map { $_->[1] } @{ $free->{slices} })[0] ],
 		peer => "first $slice", peers => [ $free->{slices}[0][1] ]);
-	$report->figure(name => 'size_memory', title => "worker's private memory, peak", unit => 'MiB', values => [ $free->{memory} ], target_value => '<= 64');
+	$report->figure(name => 'size_memory', title => "worker's own memory, peak", unit => 'MiB', values => [ $free->{memory} ], target_value => '<= 64');
 	$report->figure(name => 'size_seq_scans', title => 'sequential scans of tables of fini above 8 MB, both runs', values => [ $free->{scans} + $held->{scans} ], target_value => '<= 0');
 	$report->figure(name => 'size_scanned', title => 'rows per record read by sequential scans of any of its tables', values => [ $free->{scanned} / $rows ]);
 	for my $what (qw(table index))
@@ -52,7 +52,7 @@ sub measure
 		peer => 'without it', peers => [ $rows / $free->{seconds} ], target => '>= 0.8');
 	$report->figure(name => 'size_held_last', title => "its last $slice", unit => 'us', values => [ $held->{slices}[-1][1] ],
 		peer => "first $slice", peers => [ $held->{slices}[0][1] ]);
-	$report->figure(name => 'size_held_memory', title => "worker's private memory, peak", unit => 'MiB', values => [ $held->{memory} ], target_value => '<= 64');
+	$report->figure(name => 'size_held_memory', title => "worker's own memory, peak", unit => 'MiB', values => [ $held->{memory} ], target_value => '<= 64');
 	$report->figure(name => 'size_held_disk', title => "fini's outbox at the end", unit => 'bytes/record', values => [ ($held->{table} + $held->{index}) / $rows ],
 		peer => 'without it', peers => [ ($free->{table} + $free->{index}) / $rows ]);
 
