@@ -16,25 +16,12 @@
 #include "postgres.h"
 
 #include <malloc.h>
-#include <netinet/in.h>
-#include <poll.h>
 #include <signal.h>
-#include <sys/socket.h>
 
-#include "miscadmin.h"
-#include "storage/fd.h"
 #include "storage/latch.h"
-#include "utils/memutils.h"
 
-#include "compat.h"
 #include "http_private.h"
 #include "settings.h"
-
-/* sockets that we keep in view: those of fini.max_in_flight, and more */
-#define MAX_SOCKETS				256
-
-/* most sockets that one transfer can wait for: racing connection attempts, its resolver */
-#define SOCKETS_PER_TRANSFER	8
 
 /*
  * CURLMOPT_QUICK_EXIT: do not wait for names that are still being looked up.
@@ -43,14 +30,6 @@
  */
 #define MULTI_QUICK_EXIT	((CURLMoption) (CURLOPTTYPE_LONG + 21))
 
-typedef struct LoopSocket
-{
-	curl_socket_t fd;
-	int			what;			/* CURL_POLL_IN, _OUT, _INOUT */
-	int			position;		/* in the wait-event set */
-	bool		moved;			/* "what" differs from what the set has */
-} LoopSocket;
-
 static CURLM *multi = NULL;
 static dlist_head running = DLIST_STATIC_INIT(running);
 static dlist_head done = DLIST_STATIC_INIT(done);
@@ -58,27 +37,10 @@ static int	transfer_count = 0;
 static int64 timer_due_us = -1; /* -1: none */
 static bool close_when_idle = false;
 
-static LoopSocket *sockets = NULL;
-static struct pollfd *polls = NULL;
-static int	socket_count = 0;
-static int	socket_room = 0;
-
-static WaitEventSet *wait_set = NULL;
-static bool wait_set_stale = true;	/* the set of sockets changed */
-
-static int	open_sockets = 0;	/* by libcurl */
-static curl_socket_t open_fds[MAX_SOCKETS]; /* the first of them */
-static int	reported_sockets = 0;	/* to fd.c */
-
-static int	port_of(curl_socket_t fd, int (*name) (int fd, struct sockaddr *address, socklen_t *len));
-static void make_room(void);
 static void collect_finished(void);
 static void finish(FiniTransfer *transfer, CURLcode result);
 static void give_up(CURLMcode problem);
 static void close_multi(void);
-static void prepare_wait_set(void);
-static uint32 wait_events(int what);
-static int	socket_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static int	timer_changed(CURLM *handle, long timeout_ms, void *arg);
 static void free_cleansed(void *memory);
 static void *realloc_cleansed(void *memory, size_t size);
@@ -93,14 +55,14 @@ fini_loop_open(void)
 	sigset_t	saved;
 	bool		ok;
 
-	make_room();
+	fini_sockets_make_room(transfer_count + 1);
 	enter_libcurl(&saved);
 	if (!library_ready)
 		library_ready = curl_global_init_mem(CURL_GLOBAL_DEFAULT, malloc, free_cleansed, realloc_cleansed,
 											 strdup, calloc) == CURLE_OK;
 	if (library_ready && multi == NULL && (multi = curl_multi_init()) != NULL)
 	{
-		ok = curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, socket_changed) == CURLM_OK &&
+		ok = curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, fini_sockets_changed) == CURLM_OK &&
 			curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, timer_changed) == CURLM_OK &&
 			curl_multi_setopt(multi, CURLMOPT_PIPELINING, (long) CURLPIPE_NOTHING) == CURLM_OK;
 		if (!ok)
@@ -124,10 +86,7 @@ void
 fini_loop_close(void)
 {
 	fini_loop_close_connections();
-	if (wait_set != NULL)
-		FreeWaitEventSet(wait_set);
-	wait_set = NULL;
-	wait_set_stale = true;
+	fini_sockets_end();
 }
 
 /* at once, or as soon as no transfer is left; until then new ones get new connections */
@@ -227,32 +186,20 @@ fini_loop_drive(void)
 {
 	sigset_t	saved;
 	CURLMcode	problem = CURLM_OK;
-	int			count = socket_count;
+	int			count;
 	int			left;
-	int			i;
 
 	if (dlist_is_empty(&running))
 		return;
-	for (i = 0; i < count; i++)
-	{
-		polls[i].fd = sockets[i].fd;
-		polls[i].events = ((sockets[i].what & CURL_POLL_IN) ? POLLIN : 0) |
-			((sockets[i].what & CURL_POLL_OUT) ? POLLOUT : 0);
-		polls[i].revents = 0;
-	}
-	if (count > 0 && poll(polls, count, 0) <= 0)
-		count = 0;
-
-	/* libcurl changes the list of sockets as it goes, but not polls */
+	count = fini_sockets_look();
 	enter_libcurl(&saved);
-	for (i = 0; i < count && problem == CURLM_OK; i++)
+	for (int i = 0; i < count && problem == CURLM_OK; i++)
 	{
-		int			events = ((polls[i].revents & (POLLIN | POLLHUP)) ? CURL_CSELECT_IN : 0) |
-			((polls[i].revents & POLLOUT) ? CURL_CSELECT_OUT : 0) |
-			((polls[i].revents & (POLLERR | POLLNVAL)) ? CURL_CSELECT_ERR : 0);
+		curl_socket_t fd;
+		int			events = fini_sockets_seen(i, &fd);
 
 		if (events != 0)
-			problem = curl_multi_socket_action(multi, polls[i].fd, events, &left);
+			problem = curl_multi_socket_action(multi, fd, events, &left);
 	}
 	if (problem == CURLM_OK && timer_due_us >= 0 && fini_monotonic_us() >= timer_due_us)
 	{
@@ -273,7 +220,6 @@ fini_loop_drive(void)
 bool
 fini_loop_wait(int64 until_us, uint32 wait_event_info)
 {
-	WaitEvent	event;
 	int64		now_us = fini_monotonic_us();
 	long		timeout_ms = -1;
 
@@ -282,80 +228,7 @@ fini_loop_wait(int64 until_us, uint32 wait_event_info)
 	if (until_us != PG_INT64_MAX)
 		timeout_ms = (long) Min((Max(until_us - now_us, 0) + 999) / 1000, INT_MAX);
 
-	prepare_wait_set();
-	return WaitEventSetWait(wait_set, timeout_ms, &event, 1, wait_event_info) == 1 &&
-		(event.events & WL_LATCH_SET) != 0;
-}
-
-/* libcurl opened or closed a socket; fd.c hears of it once libcurl is off the stack */
-void
-fini_loop_socket_opened(curl_socket_t fd)
-{
-	if (open_sockets < MAX_SOCKETS)
-		open_fds[open_sockets] = fd;
-	open_sockets++;
-}
-
-void
-fini_loop_socket_closed(curl_socket_t fd)
-{
-	int			known = Min(open_sockets, MAX_SOCKETS);
-
-	for (int i = 0; i < known; i++)
-	{
-		if (open_fds[i] != fd)
-			continue;
-		open_fds[i] = open_fds[known - 1];
-		/* of those beyond the list, if any, none is known to take its place */
-		open_fds[known - 1] = CURL_SOCKET_BAD;
-		break;
-	}
-	open_sockets--;
-}
-
-/* libcurl tells a callback the ports of a connection, but not its socket; CURL_SOCKET_BAD: not found */
-curl_socket_t
-fini_loop_socket_of(int local_port, int remote_port)
-{
-	for (int i = 0; i < Min(open_sockets, MAX_SOCKETS); i++)
-	{
-		if (open_fds[i] != CURL_SOCKET_BAD && port_of(open_fds[i], getsockname) == local_port &&
-			port_of(open_fds[i], getpeername) == remote_port)
-			return open_fds[i];
-	}
-	return CURL_SOCKET_BAD;
-}
-
-static int
-port_of(curl_socket_t fd, int (*name) (int fd, struct sockaddr *address, socklen_t *len))
-{
-	struct sockaddr_storage address;
-	socklen_t	len = sizeof(address);
-
-	if (name(fd, (struct sockaddr *) &address, &len) != 0)
-		return -1;
-	return address.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *) &address)->sin6_port) :
-		address.ss_family == AF_INET ? ntohs(((struct sockaddr_in *) &address)->sin_port) : -1;
-}
-
-/* so that no callback ever has to allocate */
-static void
-make_room(void)
-{
-	int			need = (transfer_count + 1) * SOCKETS_PER_TRANSFER;
-	int			room = Max(need, 2 * socket_room);
-
-	if (need <= socket_room)
-		return;
-	if (sockets == NULL)
-		sockets = MemoryContextAlloc(TopMemoryContext, room * sizeof(LoopSocket));
-	else
-		sockets = repalloc(sockets, room * sizeof(LoopSocket));
-	if (polls == NULL)
-		polls = MemoryContextAlloc(TopMemoryContext, room * sizeof(struct pollfd));
-	else
-		polls = repalloc(polls, room * sizeof(struct pollfd));
-	socket_room = room;
+	return fini_sockets_wait(timeout_ms, wait_event_info);
 }
 
 static void
@@ -416,84 +289,7 @@ close_multi(void)
 	curl_multi_cleanup(multi);
 	multi = NULL;
 	timer_due_us = -1;
-	socket_count = 0;
-	wait_set_stale = true;
-}
-
-/*
- * Bring the wait-event set up to date.  Sockets cannot be taken out of one,
- * so it is built anew when they come or go; a mere change of direction is
- * passed on.  A set half built by an error is stale and freed next time.
- */
-static void
-prepare_wait_set(void)
-{
-	int			i;
-
-	if (wait_set != NULL && wait_set_stale)
-	{
-		WaitEventSet *old = wait_set;
-
-		wait_set = NULL;
-		FreeWaitEventSet(old);
-	}
-	if (wait_set == NULL)
-	{
-		wait_set_stale = true;
-		wait_set = fini_compat_wait_event_set(socket_count + 2);
-		AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
-		if (IsUnderPostmaster)
-			AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-		for (i = 0; i < socket_count; i++)
-		{
-			sockets[i].position = AddWaitEventToSet(wait_set, wait_events(sockets[i].what), sockets[i].fd, NULL, NULL);
-			sockets[i].moved = false;
-		}
-		wait_set_stale = false;
-	}
-	for (i = 0; i < socket_count; i++)
-	{
-		if (sockets[i].moved)
-			ModifyWaitEvent(wait_set, sockets[i].position, wait_events(sockets[i].what), NULL);
-		sockets[i].moved = false;
-	}
-}
-
-static uint32
-wait_events(int what)
-{
-	return ((what & CURL_POLL_IN) ? WL_SOCKET_READABLE : 0) | ((what & CURL_POLL_OUT) ? WL_SOCKET_WRITEABLE : 0);
-}
-
-/* libcurl's CURLMOPT_SOCKETFUNCTION */
-static int
-socket_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
-{
-	int			i = 0;
-
-	while (i < socket_count && sockets[i].fd != fd)
-		i++;
-
-	if (what == CURL_POLL_REMOVE || what == CURL_POLL_NONE)
-	{
-		if (i < socket_count)
-		{
-			sockets[i] = sockets[--socket_count];
-			wait_set_stale = true;
-		}
-		return 0;
-	}
-	if (i == socket_count)
-	{
-		if (socket_count == socket_room)
-			return -1;
-		socket_count++;
-		sockets[i].fd = fd;
-		wait_set_stale = true;
-	}
-	sockets[i].what = what;
-	sockets[i].moved = true;
-	return 0;
+	fini_sockets_forget();
 }
 
 /* libcurl's CURLMOPT_TIMERFUNCTION */
@@ -551,8 +347,5 @@ static void
 leave_libcurl(const sigset_t *saved)
 {
 	sigprocmask(SIG_SETMASK, saved, NULL);
-	for (; reported_sockets < open_sockets; reported_sockets++)
-		ReserveExternalFD();
-	for (; reported_sockets > open_sockets; reported_sockets--)
-		ReleaseExternalFD();
+	fini_sockets_report();
 }

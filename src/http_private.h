@@ -1,7 +1,8 @@
 /*
  * http_private.h
  *		What the parts of the transport share: http.c (interface),
- *		http_loop.c (event loop), http_transfer.c (one transfer).
+ *		http_loop.c (event loop), http_sockets.c (what it waits for),
+ *		http_transfer.c (one transfer).
  *
  * All of it belongs to one process.  A transfer is our side of one request:
  * malloc'd, since libcurl's callbacks write to it and must not raise errors,
@@ -74,8 +75,18 @@ extern FiniTransfer *fini_loop_finished(const FiniHttpRequest *wanted);
 extern int	fini_loop_count(void);
 extern void fini_loop_drive(void);
 extern bool fini_loop_wait(int64 until_us, uint32 wait_event_info);
-extern void fini_loop_socket_opened(curl_socket_t fd);
-extern void fini_loop_socket_closed(curl_socket_t fd);
-extern curl_socket_t fini_loop_socket_of(int local_port, int remote_port);
+
+/* http_sockets.c */
+extern void fini_sockets_make_room(int transfers);
+extern int	fini_sockets_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
+extern int	fini_sockets_look(void);
+extern int	fini_sockets_seen(int i, curl_socket_t *fd);
+extern bool fini_sockets_wait(long timeout_ms, uint32 wait_event_info);
+extern void fini_sockets_forget(void);
+extern void fini_sockets_end(void);
+extern void fini_sockets_report(void);
+extern void fini_sockets_opened(curl_socket_t fd);
+extern void fini_sockets_closed(curl_socket_t fd);
+extern curl_socket_t fini_sockets_of(int local_port, int remote_port);
 
 #endif							/* FINI_HTTP_PRIVATE_H */

@@ -195,7 +195,7 @@ fini_transfer_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr 
 	fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 	transfer->opened++;
 	if (fd != CURL_SOCKET_BAD)
-		fini_loop_socket_opened(fd);
+		fini_sockets_opened(fd);
 	return fd;
 }
 
@@ -203,7 +203,7 @@ fini_transfer_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr 
 int
 fini_transfer_close_socket(void *arg, curl_socket_t fd)
 {
-	fini_loop_socket_closed(fd);
+	fini_sockets_closed(fd);
 	return close(fd);
 }
 
@@ -427,7 +427,7 @@ before_sending(void *arg, char *remote_ip, char *local_ip, int remote_port, int 
 		transfer->resend_refused = true;
 		return CURL_PREREQFUNC_ABORT;
 	}
-	if (transfer->opened == 0 && has_something_to_read(fini_loop_socket_of(local_port, remote_port)))
+	if (transfer->opened == 0 && has_something_to_read(fini_sockets_of(local_port, remote_port)))
 	{
 		transfer->stale = true;
 		return CURL_PREREQFUNC_ABORT;
