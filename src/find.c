@@ -31,7 +31,6 @@
 #include "utils/memutils.h"
 
 #include "backoff.h"
-#include "compare.h"
 #include "compat.h"
 #include "error.h"
 #include "find.h"
@@ -42,6 +41,7 @@
 #include "textmap.h"
 #include "throttle.h"
 #include "token.h"
+#include "trouble.h"
 
 #define MIN_PAUSE_US	INT64CONST(250000)
 #define MAX_PAUSE_US	INT64CONST(15000000)
@@ -78,6 +78,7 @@ typedef struct Look
 	int			first_record;	/* of the page */
 	char	   *tail;			/* where LOOK_NEWEST begins; NULL: not known */
 	FiniPages	pages;			/* their cursor is that of the page that comes next, or is under way; "": the first */
+	char	   *ends_at;		/* to be noted for the next look; NULL: nothing */
 	FiniCall   *call;			/* the page under way; NULL: none */
 	int			failures;		/* in a row; they outlive the look's being begun again */
 	int64		not_before_us;
@@ -96,8 +97,8 @@ static void page_failed(FiniSlotShared *slot, Look *look);
 static void stop(FiniSlotShared *slot, const FiniCall *call);
 static void send_page(FiniSlotShared *slot, Look *look);
 static bool take_page(Look *look, FiniAnswer *answer);
+static void keep_tail(void *arg);
 static void take_record(Look *look, JsonbContainer *record);
-static bool is_the_member(FiniMember *member, FiniOperation operation, JsonbContainer *record, const char *record_id);
 
 void
 fini_find_service(FiniSlotShared *slot)
@@ -154,6 +155,13 @@ fini_find_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 
 	fini_call_free(call);
 	look->call = NULL;
+	if (look->ends_at != NULL)
+	{
+		char		doing[FINI_TROUBLE_NAME] = "note where the records of an IPO end";
+
+		(void) fini_trouble_guard(slot, doing, keep_tail, look);
+		look->ends_at = NULL;
+	}
 	if (look->failures > 0)
 		look->not_before_us = fini_monotonic_us() + fini_backoff_us(look->failures, MIN_PAUSE_US, MAX_PAUSE_US);
 	if (look->failures > MAX_FAILURES)
@@ -452,7 +460,7 @@ take_page(Look *look, FiniAnswer *answer)
 	/* of a look that ended early only if it tells more than what is known */
 	if (ended && look->phase != LOOK_RECORDS &&
 		(turn == FINI_PAGES_END || look->phase == LOOK_NEWEST || look->tail == NULL))
-		fini_tail_keep(look->ipo_id, look->tail, cursor[0] != '\0' ? cursor : NULL);
+		look->ends_at = cursor[0] != '\0' ? MemoryContextStrdup(look->context, cursor) : NULL;
 
 	/* the next IDs */
 	if (look->phase == LOOK_RECORDS && turn == FINI_PAGES_END)
@@ -462,6 +470,14 @@ take_page(Look *look, FiniAnswer *answer)
 		ended = look->open == 0 || look->first_record >= look->records;
 	}
 	return ended;
+}
+
+static void
+keep_tail(void *arg)
+{
+	Look	   *look = arg;
+
+	fini_tail_keep(look->ipo_id, look->tail, look->ends_at);
 }
 
 static void
@@ -480,7 +496,7 @@ take_record(Look *look, JsonbContainer *record)
 		return;
 	member = sought->member;
 	adding = sought->flight->batch.operation == FINI_OPERATION_ADD;
-	if (is_the_member(member, sought->flight->batch.operation, record, record_id))
+	if (fini_flight_is_record_of(member, sought->flight->batch.operation, record, record_id))
 	{
 		member->state = "accepted";
 		member->new_record_id = MemoryContextStrdup(sought->flight->context, record_id);
@@ -490,24 +506,4 @@ take_record(Look *look, JsonbContainer *record)
 	sought->decided = true;
 	look->open--;
 	look->open_adds -= adding;
-}
-
-static bool
-is_the_member(FiniMember *member, FiniOperation operation, JsonbContainer *record, const char *record_id)
-{
-	char	   *status = fini_answer_field(record, "subFlowStatus");
-
-	switch (operation)
-	{
-		case FINI_OPERATION_ADD:
-			return (status == NULL || strcmp(status, fini_guc_invalidated_status) != 0) &&
-				!fini_outbox_knows_record(member->own_ref, record_id, member->id);
-		case FINI_OPERATION_CHANGE:
-			return member->record_id != NULL && strcmp(member->record_id, record_id) == 0 && member->row.entry != NULL &&
-				fini_compare_entry(member->row.entry->data, member->row.entry->len, record, true) == NIL;
-		case FINI_OPERATION_INVALIDATE:
-			return member->record_id != NULL && strcmp(member->record_id, record_id) == 0 &&
-				status != NULL && strcmp(status, fini_guc_invalidated_status) == 0;
-	}
-	return false;
 }

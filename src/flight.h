@@ -93,6 +93,10 @@ extern int64 fini_flight_sends(void);
 /* for find.c: all flights */
 extern List *fini_flight_list(void);
 
+/* for find.c, in a transaction: does this record show that the operation was processed? */
+extern bool fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, JsonbContainer *record,
+									 const char *record_id);
+
 /* for find.c: a look has ended; members that were found have their state, the others were absent */
 extern void fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight);
 

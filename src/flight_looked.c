@@ -10,6 +10,7 @@
 
 #include "utils/memutils.h"
 
+#include "compare.h"
 #include "compat.h"
 #include "deadline.h"
 #include "flight.h"
@@ -58,6 +59,26 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 	if (flight->batch.count == 0)
 		fini_flight_end(flight);
 	fini_flight_settled(slot);
+}
+
+bool
+fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, JsonbContainer *record, const char *record_id)
+{
+	char	   *status = fini_answer_field(record, "subFlowStatus");
+
+	switch (operation)
+	{
+		case FINI_OPERATION_ADD:
+			return (status == NULL || strcmp(status, fini_guc_invalidated_status) != 0) &&
+				!fini_outbox_knows_record(member->own_ref, record_id, member->id);
+		case FINI_OPERATION_CHANGE:
+			return member->record_id != NULL && strcmp(member->record_id, record_id) == 0 && member->row.entry != NULL &&
+				fini_compare_entry(member->row.entry->data, member->row.entry->len, record, true) == NIL;
+		case FINI_OPERATION_INVALIDATE:
+			return member->record_id != NULL && strcmp(member->record_id, record_id) == 0 &&
+				status != NULL && strcmp(status, fini_guc_invalidated_status) == 0;
+	}
+	return false;
 }
 
 /* what a look has found has its outcome, what it has not is sent again, or given up */

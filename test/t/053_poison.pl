@@ -101,6 +101,37 @@ holds 'a full disk on settle' => sub {
 	$snapshot->quit;
 };
 
+# a lock that outlasts the worker's patience does the same at other moments
+for my $moment ('what was in doubt has been found', 'operations are claimed')
+{
+	holds "a lock held for long when $moment" => sub {
+		my $claim = $moment =~ /claimed/;
+		my $prefix = $claim ? 'CLAIMED' : 'FOUND';
+		my $count = qq{select count(*) from fini.submission where own_ref like '$prefix%' and state};
+		$fini->new_table(lc $prefix);
+		$fini->faults({ endpoint => 'subscriptions/add', action => 'drop-after' },
+			{ endpoint => 'subscriptions/query', action => 'status-before', status => 503, count => -1 }) if !$claim;
+		$fini->sql('select fini.pause()') if $claim;
+		$fini->insert_rows(lc $prefix, $prefix, 20);
+		$fini->wait_for("$count = 'unknown'" =~ s/count\(\*\)/count(*) = 20/r, 'the rows to be in doubt') if !$claim;
+
+		my $holder = $node->background_psql('postgres');
+		$holder->query_safe('begin; lock table fini.request in share mode;');
+		my $log = $fini->log_position;
+		$fini->clear_faults;
+		$fini->sql('select fini.resume()');
+		my $text = $claim ? 'claim add operations of IPO "1234"' : 'settle what was found of request';
+		$fini->wait_for(sub { lines($log, "LOG: .*fini: could not $text") }, 'the worker to give up waiting', 60);
+		like($fini->sql('select last_error from fini.status'), qr/could not .*lock timeout.*SQLSTATE 55P03/, 'fini.status tells of it');
+		is($fini->sql($claim ? "$count = 'queued'" : "$count = 'unknown'"), 20, 'the rows are as they were');
+		is(lines($log, 'LOG: .*fini: could not '), 1, 'one line in the log');
+		$holder->query_safe('commit;');
+		$holder->quit;
+		$fini->wait_for("$count = 'accepted'" =~ s/count\(\*\)/count(*) = 20/r, 'the rows to be accepted', 90);
+		is($fini->sql(qq{select max(attempts) from fini.submission where own_ref like '$prefix%'}), 1, 'sent once');
+	};
+}
+
 # only the user's table is
 holds "a full disk under the user's table" => sub {
 	$fini->new_table('crowded', 'roomy');
