@@ -41,6 +41,7 @@ extern FiniEndpointId fini_outbox_endpoint(FiniOperation operation);
 typedef struct FiniMember
 {
 	int64		id;
+	ItemPointerData place;		/* of its row in fini.submission when it was claimed; or invalid */
 	Oid			relid;
 	const char *own_ref;
 	const char *record_id;		/* to change or invalidate; NULL for an add */

@@ -362,7 +362,7 @@ start_member(FiniStore *store, TupleTableSlot *row, const Kin *kin, const char *
 	fini_store_set_text(edited, FINI_SUBMISSION_NOT_BEFORE, NULL);
 	fini_store_set_text(edited, FINI_SUBMISSION_ERROR_CODE, NULL);
 	fini_store_set_text(edited, FINI_SUBMISSION_ERROR_MESSAGE, NULL);
-	fini_store_write(store, row);
+	fini_store_write(store, row, &member->place);
 }
 
 static void

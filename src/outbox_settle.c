@@ -196,7 +196,7 @@ settle_final(FiniBatch *batch)
 			store = fini_store_open(true);
 			MemoryContextSwitchTo(work);
 		}
-		row = fini_store_find(store, member->id);
+		row = fini_store_find_at(store, member->id, &member->place);
 		if (row == NULL)
 			continue;
 		edited = fini_store_edit(&store->submission, row);
@@ -207,7 +207,7 @@ settle_final(FiniBatch *batch)
 		fini_store_set_text(edited, FINI_SUBMISSION_ERROR_CODE, text_or_null(member->error_code));
 		fini_store_set_text(edited, FINI_SUBMISSION_ERROR_MESSAGE, text_or_null(member->error_message));
 		fini_store_set(edited, FINI_SUBMISSION_SETTLED_AT, TimestampTzGetDatum(GetCurrentTimestamp()), false);
-		fini_store_write(store, row);
+		fini_store_write(store, row, NULL);
 		MemoryContextReset(work);
 	}
 	MemoryContextSwitchTo(old);

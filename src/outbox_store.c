@@ -23,6 +23,7 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "executor/executor.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -75,6 +76,8 @@ fini_store_open(bool to_read)
 		store->by_id = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, BTREE_AM_OID, id, lengthof(id)),
 												   store->snapshot, 2);
 		store->found = fini_store_slot(&store->submission);
+		store->seen = fini_store_slot(&store->submission);
+		store->blocks = RelationGetNumberOfBlocks(store->submission.rel);
 		store->found_until = PG_INT64_MIN;
 		store->by_own_ref = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, HASH_AM_OID, own_ref, lengthof(own_ref)),
 														store->snapshot, 1);
@@ -160,6 +163,20 @@ fini_store_find(FiniStore *store, int64 id)
 		store->found_id = DatumGetInt64(slot_getattr(slot, FINI_SUBMISSION_ID + 1, &isnull));
 	}
 	return store->found_id == id ? slot : NULL;
+}
+
+TupleTableSlot *
+fini_store_find_at(FiniStore *store, int64 id, const ItemPointerData *place)
+{
+	TupleTableSlot *slot = store->seen;
+	ItemPointerData tid = *place;
+	bool		isnull;
+
+	if (ItemPointerIsValid(&tid) && ItemPointerGetBlockNumber(&tid) < store->blocks &&
+		table_tuple_fetch_row_version(store->submission.rel, &tid, store->snapshot, slot) &&
+		DatumGetInt64(slot_getattr(slot, FINI_SUBMISSION_ID + 1, &isnull)) == id)
+		return slot;
+	return fini_store_find(store, id);
 }
 
 void
@@ -300,13 +317,17 @@ fini_store_set_text(TupleTableSlot *edited, int column, const char *text)
  * taken, unless he writes to our tables by himself.
  */
 void
-fini_store_write(FiniStore *store, TupleTableSlot *slot)
+fini_store_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place)
 {
+	ItemPointerData tid = slot->tts_tid;
+
 	ExecStoreVirtualTuple(store->submission.edited);
-	if (fini_store_replace(&store->submission, &slot->tts_tid, store->snapshot) != TM_Ok)
+	if (fini_store_replace(&store->submission, &tid, store->snapshot) != TM_Ok)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("an operation was changed by somebody else while fini worked on it")));
+	if (place != NULL)
+		*place = tid;
 }
 
 TM_Result
@@ -321,6 +342,7 @@ fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot)
 	if (result == TM_Ok && fini_compat_any_index(indexes))
 		list_free(fini_compat_insert_index_tuples(table->result, table->edited, table->estate, true, indexes));
 	ResetPerTupleExprContext(table->estate);
+	*tid = table->edited->tts_tid;
 	ExecClearTuple(table->edited);
 	return result;
 }

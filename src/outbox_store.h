@@ -71,6 +71,8 @@ typedef struct FiniStore
 	TupleTableSlot *found;
 	int64		found_id;
 	int64		found_until;
+	TupleTableSlot *seen;		/* see fini_store_find_at */
+	BlockNumber blocks;
 	IndexScanDesc by_own_ref;
 	Datum		own_ref;		/* that it looks for */
 	IndexScanDesc in_queue;		/* in the order of its groups and ids */
@@ -88,6 +90,9 @@ extern TupleTableSlot *fini_store_slot(FiniStoreTable *table);
 
 /* an operation; its row stays until the next one is looked for.  NULL: there is none */
 extern TupleTableSlot *fini_store_find(FiniStore *store, int64 id);
+
+/* the same; it may still be at the place where it was last seen, which may be invalid */
+extern TupleTableSlot *fini_store_find_at(FiniStore *store, int64 id, const ItemPointerData *place);
 
 /* all operations of an own_ref, which has to stay, in no order: begin, then next until it gives false */
 extern void fini_store_begin_own_ref(FiniStore *store, Datum own_ref);
@@ -114,7 +119,7 @@ extern bool fini_store_take(FiniStore *store, TupleTableSlot *slot);
 extern TupleTableSlot *fini_store_edit(FiniStoreTable *table, TupleTableSlot *slot);
 extern void fini_store_set(TupleTableSlot *edited, int column, Datum value, bool isnull);
 extern void fini_store_set_text(TupleTableSlot *edited, int column, const char *text);	/* NULL: null */
-extern void fini_store_write(FiniStore *store, TupleTableSlot *slot);
+extern void fini_store_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place);	/* NULL, or where it is now */
 
 /*
  * For any table (source_place.c): opened with its indexes, the relation closed
@@ -123,7 +128,7 @@ extern void fini_store_write(FiniStore *store, TupleTableSlot *slot);
  */
 extern void fini_store_open_table(FiniStoreTable *table, Relation rel);
 extern void fini_store_close_table(FiniStoreTable *table);
-extern TM_Result fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot);
+extern TM_Result fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot);	/* tid: where it is then */
 
 /* add operations, and queue them */
 extern void fini_store_add(FiniStore *store, Oid relid, const char *operation, int n, char **own_refs, char **ipo_ids);
