@@ -113,6 +113,7 @@ bool
 fini_transfer_begin_anew(FiniTransfer *transfer)
 {
 	if (!transfer->stale || transfer->fresh ||
+		curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 0L) != CURLE_OK ||
 		curl_easy_setopt(transfer->easy, CURLOPT_FRESH_CONNECT, 1L) != CURLE_OK)
 		return false;
 	transfer->stale = false;
@@ -429,6 +430,8 @@ before_sending(void *arg, char *remote_ip, char *local_ip, int remote_port, int 
 	}
 	if (transfer->opened == 0 && has_something_to_read(fini_sockets_of(local_port, remote_port)))
 	{
+		/* else libcurl would keep it for the next one */
+		(void) curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 1L);
 		transfer->stale = true;
 		return CURL_PREREQFUNC_ABORT;
 	}

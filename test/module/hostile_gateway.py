@@ -12,7 +12,8 @@
 #   {"capture": FILE}                  from now on, every request goes there whole, one JSON object a line: {"target":…,
 #                                      "headers":{…}, "body":…, "key":…}. The gateway's public key is exchanged for
 #                                      DIR/between.pem's, so that "key" can be what X-FINI-ENCRYPTED-KEY holds
-#   {"events": true}                   what has been seen since the last time: [{"target":…, "headers":…, "bytes":…}]
+#   {"events": true}                   what has been seen since the last time: [{"connection":…, "target":…,
+#                                      "headers":…, "bytes":…}]
 #
 # Ends when its standard input does.
 
@@ -23,6 +24,7 @@ lock = threading.Lock()
 state = {'upstream': 0, 'capture': None, 'plan': [], 'certificate': 'server', 'tls': ''}
 events = []
 connections = set()
+count = 0
 hop_by_hop = {'connection', 'transfer-encoding', 'content-length', 'host', 'keep-alive'}
 
 
@@ -39,7 +41,11 @@ def context():
 
 
 def serve(sock):
+    global count
     tls = None
+    with lock:
+        count += 1
+        number = count
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = context().wrap_socket(sock, server_side=True)
@@ -47,7 +53,7 @@ def serve(sock):
             connections.add(tls)
         upstream = None
         while True:
-            request = read_request(tls)
+            request = read_request(tls, number)
             if request is None:
                 break
             plan = take_plan(request['target'])
@@ -76,7 +82,7 @@ def serve(sock):
         (tls or sock).close()
 
 
-def read_request(tls):
+def read_request(tls, number):
     head = b''
     while b'\r\n\r\n' not in head:
         more = tls.recv(65536)
@@ -94,7 +100,7 @@ def read_request(tls):
             return None
         body += more
     with lock:
-        events.append({'method': method, 'target': target, 'headers': [k.lower() for k, v in headers], 'bytes': len(body)})
+        events.append({'connection': number, 'method': method, 'target': target, 'headers': [k.lower() for k, v in headers], 'bytes': len(body)})
     return {'method': method, 'target': target, 'headers': headers, 'body': body}
 
 

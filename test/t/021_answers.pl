@@ -132,7 +132,7 @@ for my $fault (
 my $all = join "\n", map { "$_ t" } 1 .. 5;
 for my $case (
 	[ { action => 'delay', ms => 200 }, $all ],
-	[ { action => 'trickle', ms => 1 }, $all ],
+	[ { action => 'trickle', ms => 0 }, $all ],
 	[ { action => 'reorder' }, $all ],
 	[ { action => 'extra-entries', n => 3 }, $all ],
 	[ { action => 'request-id-number' }, $all ],

@@ -55,7 +55,8 @@ sub flat
 	my ($bytes, $files, $failed, $error) = split /\|/, $fini->sql("select heap, files, failed, error from left_behind where what = '$what'"), -1;
 	is($failed, $opt{fails} // $n, "$what: they fail: $error");
 	cmp_ok($bytes, '<', $allowed, "$what: heap after $n calls (grown by $bytes bytes)");
-	is($files, 0, "$what: open files");
+	# a file of a catalog may have been opened in the meantime; what leaks does so with every call
+	cmp_ok($files, '<', 10, "$what: open files (grown by $files)");
 	return;
 }
 

@@ -142,6 +142,13 @@ for my $plan ({ how => 'pages' }, { how => 'pages', round => 2 }, { how => 'page
 	$hostile->hostile({ path => 'subscriptions/query', how => 'smuggle' });
 	my ($first, $second) = split /\n/, $fini->sql(q{select count(*) from fini.subscription_query('5678'); select count(*) > 1 from fini.ipo_list()});
 	is("$first $second", '0 t', 'an answer sent ahead is not taken for the next one\'s');
+
+	# and its connection is closed: what comes after that goes over one connection again
+	$hostile->hostile({ path => 'subscriptions/query', how => 'smuggle' });
+	$hostile->seen;
+	$fini->sql(q{select count(*) from fini.subscription_query('5678'); select count(*) from fini.ipo_list(); select count(*) from fini.ipo_list(); select count(*) from fini.ipo_list()});
+	my %connections = map { $_->{connection} => 1 } grep { $_->{target} =~ /query|list/ } $hostile->seen;
+	is(scalar(keys %connections), 2, '... and is not kept');
 	$hostile->behave;
 }
 
