@@ -98,6 +98,21 @@ subtest 'code in every place that a table has' => sub {
 	is($fini->sql(q{select coalesce(string_agg(distinct what || ' with ' || path, ', '), '') from den.log where pid = (select worker_pid from fini.status) and path <> 'pg_catalog, pg_temp'}), '',
 		'with a safe search path');
 
+	# a table that has nothing but these: its outcomes are put in place without a statement
+	as('mallory', q{create table den.bare (own_ref text primary key, ipo_id text not null, app_quantity bigint, id_type text, id_country_jurisdiction text,
+			id_num text, full_name_eng text, record_id text, fini_state text, fini_error text, check (den.note('bare check')));
+		create index on den.bare (den.same('bare index expression', fini_state));
+		create index on den.bare (record_id) where den.note_immutably('bare index predicate');
+		select fini.attach('den.bare')});
+	as('mallory', "insert into den.bare ($columns) select 'B' || i, $values from generate_series(1, 3) i");
+	$fini->wait_done;
+	is(as('mallory', q{select count(*) from den.bare where fini_state = 'accepted'}), 3, 'a table without triggers and policies');
+	for my $place ('bare check', 'bare index expression')
+	{
+		cmp_ok($fini->sql("select count(*) from den.log where pid = $worker and what = '$place'"), '>', 0, "the worker came by: $place");
+	}
+	is(strangers(), '', 'as Mallory too');
+
 	# and in sessions of others, a superuser among them
 	for my $role (qw(clerk victim postgres))
 	{
