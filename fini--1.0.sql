@@ -289,6 +289,10 @@ CREATE FUNCTION fini._wake() RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_wake';
 COMMENT ON FUNCTION fini._wake() IS 'wakes this database''s worker when the transaction commits';
 
+CREATE FUNCTION fini._primary(function text) RETURNS void
+LANGUAGE C STRICT VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_primary';
+COMMENT ON FUNCTION fini._primary(text) IS 'raises the error that a function of this name cannot run during recovery, on a standby';
+
 CREATE FUNCTION fini._cluster(OUT system_identifier bigint, OUT home text, OUT timeline integer, OUT streaming boolean)
 LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_cluster';
 COMMENT ON FUNCTION fini._cluster() IS 'which cluster this is: what fini.arm() binds to';
@@ -323,6 +327,7 @@ COMMENT ON FUNCTION fini._adopt_timeline() IS 'on a new timeline or in a new pla
 
 CREATE FUNCTION fini.arm() RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT fini._primary('arm');
 	INSERT INTO fini.control DEFAULT VALUES ON CONFLICT DO NOTHING;
 	SELECT fini._adopt_timeline();
 	UPDATE fini.control c SET system_identifier = k.system_identifier, home = k.home,
@@ -334,6 +339,7 @@ COMMENT ON FUNCTION fini.arm() IS 'allows this very cluster to submit; a restore
 
 CREATE FUNCTION fini.disarm() RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT fini._primary('disarm');
 	UPDATE fini.control SET system_identifier = NULL, armed_at = NULL, armed_by = NULL;
 	SELECT fini._wake();
 $$;
@@ -341,6 +347,7 @@ COMMENT ON FUNCTION fini.disarm() IS 'nothing that changes anything at FINI is s
 
 CREATE FUNCTION fini.pause(reason text DEFAULT NULL) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT fini._primary('pause');
 	UPDATE fini.control SET paused_at = clock_timestamp(), paused_by = session_user, paused_reason = reason;
 	SELECT fini._wake();
 $$;
@@ -352,6 +359,7 @@ COMMENT ON FUNCTION fini._resume_endpoints() IS 'lets the worker use endpoints a
 
 CREATE FUNCTION fini.resume() RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT fini._primary('resume');
 	UPDATE fini.control SET paused_at = NULL, paused_by = NULL, paused_reason = NULL;
 	SELECT fini._resume_endpoints();
 	SELECT fini._wake();
@@ -368,6 +376,7 @@ DECLARE
 	parts text[] := pg_catalog.parse_ident(name);
 	qualified text;
 BEGIN
+	PERFORM fini._primary('create_subscription_table');
 	-- where CREATE TABLE would put it, so that what is returned is what was created
 	IF pg_catalog.cardinality(parts) OPERATOR(pg_catalog.=) 1 AND current_schema IS NOT NULL THEN
 		parts := pg_catalog.array_prepend(current_schema::text, parts);
@@ -454,6 +463,7 @@ COMMENT ON FUNCTION fini._withdraw(regclass, text[]) IS 'withdraws applications,
 
 CREATE FUNCTION fini.invalidate(relation regclass, own_refs text[]) RETURNS bigint
 LANGUAGE sql STRICT VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT fini._primary('invalidate');
 	SELECT fini._withdraw(relation, own_refs)
 $$;
 COMMENT ON FUNCTION fini.invalidate(regclass, text[]) IS 'withdraws these applications at FINI; what is still queued is cancelled instead. Returns how many';
@@ -464,6 +474,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	ids bigint[];
 BEGIN
+	PERFORM fini._primary('cancel');
 	WITH gone AS (
 		DELETE FROM fini.queue q USING fini.submission s
 		WHERE q.id = s.id AND q.ipo_id = s.ipo_id AND q.operation = s.operation AND s.state = 'queued'
@@ -492,6 +503,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	n bigint;
 BEGIN
+	PERFORM fini._primary('retry');
 	IF NOT states <@ '{failed,rejected}' THEN
 		RAISE invalid_parameter_value USING MESSAGE = 'only failed and rejected operations can be put back',
 			HINT = 'Give states as an array of failed, rejected or both.';
@@ -540,6 +552,7 @@ DECLARE
 	last_text text;
 	this_text text;
 BEGIN
+	PERFORM fini._primary('wait');
 	IF current_setting('transaction_isolation') <> 'read committed' THEN
 		RAISE active_sql_transaction USING MESSAGE = 'fini.wait cannot see progress in this transaction',
 			DETAIL = format('Its isolation level is %s.', current_setting('transaction_isolation')),
@@ -716,8 +729,10 @@ COMMENT ON FUNCTION fini._end_reconcile(bigint, text, text) IS 'ends a run under
 CREATE FUNCTION fini.cancel_reconcile(run_id bigint) RETURNS boolean
 LANGUAGE plpgsql STRICT VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	ended boolean := fini._end_reconcile(run_id, 'cancelled', format('cancelled by %s', session_user));
+	ended boolean;
 BEGIN
+	PERFORM fini._primary('cancel_reconcile');
+	ended := fini._end_reconcile(run_id, 'cancelled', format('cancelled by %s', session_user));
 	PERFORM fini._wake();
 	RETURN ended;
 END $$;
@@ -735,6 +750,7 @@ DECLARE
 	last_text text;
 	this_text text;
 BEGIN
+	PERFORM fini._primary('wait_reconcile');
 	IF current_setting('transaction_isolation') <> 'read committed' THEN
 		RAISE active_sql_transaction USING MESSAGE = 'fini.wait_reconcile cannot see progress in this transaction',
 			DETAIL = format('Its isolation level is %s.', current_setting('transaction_isolation')),
@@ -827,6 +843,7 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 DECLARE
 	run fini.reconcile_run;
 BEGIN
+	PERFORM fini._primary('repair');
 	-- two at once would both find nothing under way
 	SELECT * INTO run FROM fini.reconcile_run r WHERE r.run_id = _mend.run_id FOR UPDATE;
 
@@ -986,6 +1003,7 @@ DECLARE
 	code text;
 	message text;
 BEGIN
+	PERFORM fini._primary('refresh_ipos');
 	-- a list that changes while it is paged through can hold an IPO twice
 	SELECT coalesce(jsonb_agg(to_jsonb(l)), '[]') INTO list FROM (
 		SELECT DISTINCT ON (q.ipo_id) q.ipo_id, q.stock_code, q.isin, q.status, q.raw
@@ -1046,6 +1064,7 @@ DECLARE
 	began timestamptz := clock_timestamp();
 	n bigint;
 BEGIN
+	PERFORM fini._primary('refresh_funding');
 	WITH listed AS MATERIALIZED (
 		SELECT DISTINCT ON (q.transaction_ref) q.transaction_ref, coalesce(q.ipo_id, refresh_funding.ipo_id) AS ipo_id,
 			q.pre_funding_status, q.raw
@@ -1073,6 +1092,7 @@ DECLARE
 	problem record;
 	n bigint;
 BEGIN
+	PERFORM fini._primary('confirm_funding');
 	IF confirm_funding.status NOT IN ('20', '30') THEN
 		RAISE invalid_parameter_value USING MESSAGE = format('"%s" is no status that funding can be given', confirm_funding.status),
 			HINT = '20 confirms, 30 rejects.';
@@ -1134,6 +1154,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	n bigint;
 BEGIN
+	PERFORM fini._primary('cancel_funding');
 	-- what the worker is taking out at this moment is not waited for
 	UPDATE fini.funding_confirmation c SET state = 'cancelled', settled_at = clock_timestamp(), not_before = NULL,
 		error_code = 'cancelled', error_message = 'cancelled before it was sent'
@@ -1188,6 +1209,7 @@ CREATE FUNCTION fini.set_deadline(ipo_id text, deadline timestamptz) RETURNS voi
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN
+	PERFORM fini._primary('set_deadline');
 	IF coalesce(ipo_id, '') = '' OR length(ipo_id) > 20 THEN
 		RAISE invalid_parameter_value USING MESSAGE = 'ipo_id must have 1 to 20 characters';
 	END IF;
@@ -1291,6 +1313,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	n bigint;
 BEGIN
+	PERFORM fini._primary('recount');
 	IF current_setting('transaction_isolation') <> 'read committed' THEN
 		RAISE active_sql_transaction USING MESSAGE = 'fini.recount must see what others have committed',
 			HINT = 'Call it at isolation level read committed.';
@@ -1494,6 +1517,7 @@ COMMENT ON FUNCTION fini._purge(interval, integer, boolean) IS 'a bounded part o
 CREATE FUNCTION fini.purge(older_than interval) RETURNS bigint
 LANGUAGE plpgsql STRICT VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+	PERFORM fini._primary('purge');
 	IF older_than < interval '0' THEN
 		RAISE invalid_parameter_value USING MESSAGE = 'older_than must not be negative';
 	END IF;
@@ -1719,10 +1743,11 @@ DECLARE
 	deadlines constant text[] := '{set_deadline,recount}';
 	-- what views and invoker functions of the level call
 	reader_internal constant text[] := '{_worker,_cluster,_may_send,_stat_endpoint,_pace,_estimate,_gateway_now}';
-	operator_internal constant text[] := '{_check,_check_worker,_check_version,_check_keys,_check_sending,_key_id}';
+	operator_internal constant text[] := '{_check,_check_worker,_check_version,_check_keys,_check_sending,_key_id,_primary}';
 	names text[];
 	f regprocedure;
 BEGIN
+	PERFORM fini._primary('grant_access');
 	IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
 		RAISE insufficient_privilege USING MESSAGE = 'only a superuser can grant access to fini';
 	END IF;

@@ -46,6 +46,7 @@ fini_sql_attach(PG_FUNCTION_ARGS)
 	bool		replicated = PG_GETARG_BOOL(5);
 	Relation	rel;
 
+	PreventCommandDuringRecovery("fini.attach()");
 	if (replicated && !live)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -96,6 +97,7 @@ fini_sql_detach(PG_FUNCTION_ARGS)
 	Jsonb	   *outcome;
 	FiniIdentity saved;
 
+	PreventCommandDuringRecovery("fini.detach()");
 	/* of a table that has been dropped, only the attachment is left */
 	check_owner(relid);
 	rel = try_relation_open(relid, AccessExclusiveLock);
@@ -149,6 +151,7 @@ fini_sql_submit(PG_FUNCTION_ARGS)
 	FiniSource *source;
 	void	   *arg[2];
 
+	PreventCommandDuringRecovery("fini.submit()");
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),

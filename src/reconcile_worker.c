@@ -123,6 +123,12 @@ fini_reconcile_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 	return true;
 }
 
+bool
+fini_reconcile_busy(void)
+{
+	return run_id != 0;
+}
+
 long
 fini_reconcile_timeout(void)
 {

@@ -29,4 +29,7 @@ extern bool fini_reconcile_completed(FiniSlotShared *slot, FiniHttpRequest *http
 /* milliseconds until it wants to be called again; -1: it waits for nothing but what wakes the worker anyway */
 extern long fini_reconcile_timeout(void);
 
+/* is there a run that it is at? */
+extern bool fini_reconcile_busy(void);
+
 #endif							/* FINI_RECONCILE_WORKER_H */

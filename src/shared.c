@@ -257,6 +257,8 @@ startup_memory(void)
 	fini_stat_shmem_startup(slot_count);
 	fini_version_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
+	if (!IsUnderPostmaster)
+		fini_stat_file_startup();
 }
 
 /* fini.databases as a list of distinct names; its check hook has parsed it before */

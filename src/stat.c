@@ -9,6 +9,7 @@
 
 #include "fmgr.h"
 #include "funcapi.h"
+#include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "storage/shmem.h"
 #include "storage/spin.h"
@@ -17,25 +18,13 @@
 #include "compat.h"
 #include "stat.h"
 
-#define BUCKETS			100
+#define BUCKETS			FINI_STAT_BUCKETS
 #define FIRST_OCTAVE	6		/* bucket 0 is below 64 us; the last begins at 31 minutes */
-
-typedef struct EndpointCounters
-{
-	int64		calls;
-	int64		errors;
-	int64		retries;
-	int64		throttled;
-	int64		entries;
-	int64		bytes;
-	int64		total_us;
-	int64		histogram[BUCKETS];
-} EndpointCounters;
 
 typedef struct StatShared
 {
 	slock_t		mutex;
-	EndpointCounters endpoint[FINI_ENDPOINT_COUNT];
+	FiniStatCounters endpoint[FINI_ENDPOINT_COUNT];
 } StatShared;
 
 static StatShared *stats = NULL;
@@ -46,7 +35,7 @@ PG_FUNCTION_INFO_V1(fini_sql_stat_reset);
 static StatShared *my_stats(void);
 static int	bucket_of(int64 us);
 static double bucket_start(int bucket);
-static double percentile_ms(const EndpointCounters *counters, double fraction);
+static double percentile_ms(const FiniStatCounters *counters, double fraction);
 
 Size
 fini_stat_shmem_size(int databases)
@@ -68,11 +57,17 @@ fini_stat_shmem_startup(int databases)
 	}
 }
 
+FiniStatCounters *
+fini_stat_counters(int database, FiniEndpointId endpoint)
+{
+	return &stats[database].endpoint[endpoint];
+}
+
 void
 fini_stat_count(const FiniStatCall *call)
 {
 	StatShared *mine = my_stats();
-	EndpointCounters *counters;
+	FiniStatCounters *counters;
 
 	if (mine == NULL)
 		return;
@@ -99,7 +94,7 @@ fini_sql_stat_endpoint(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; mine != NULL && i < FINI_ENDPOINT_COUNT; i++)
 	{
-		EndpointCounters c;
+		FiniStatCounters c;
 		Datum		values[11];
 		bool		nulls[11] = {false};
 		int			col = 0;
@@ -131,6 +126,7 @@ fini_sql_stat_reset(PG_FUNCTION_ARGS)
 {
 	StatShared *mine = my_stats();
 
+	PreventCommandDuringRecovery("fini.stat_reset()");
 	if (mine != NULL)
 	{
 		SpinLockAcquire(&mine->mutex);
@@ -175,7 +171,7 @@ bucket_start(int bucket)
 
 /* milliseconds that the given fraction of calls took at most, interpolated within a bucket */
 static double
-percentile_ms(const EndpointCounters *counters, double fraction)
+percentile_ms(const FiniStatCounters *counters, double fraction)
 {
 	double		wanted = fraction * (double) counters->calls;
 	double		below = 0;

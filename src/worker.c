@@ -69,6 +69,7 @@ static object_access_hook_type previous_access_hook = NULL;
 
 static void on_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg);
 static void set_state(FiniWorkerState state);
+static void report_activity(FiniWorkerState state, bool may_send);
 static void claim_slot(void);
 static void release_slot(int code, Datum arg);
 static void watch_for_database(void) pg_attribute_noreturn();
@@ -235,6 +236,7 @@ run(void)
 			if (!OidIsValid(extension))
 			{
 				set_state(FINI_WORKER_WAITING);
+				report_activity(FINI_WORKER_WAITING, false);
 				looked_us = 0;
 				wait_for_wake(LOOK_MS);
 				continue;
@@ -296,6 +298,7 @@ run(void)
 		timeout = shortest(timeout, fini_trouble_timeout());
 		quiet = fini_flight_count() == 0 && fini_http_running() == 0;
 		set_state(!fits ? FINI_WORKER_WAITING : quiet ? FINI_WORKER_IDLE : FINI_WORKER_BUSY);
+		report_activity(slot->worker_state, may_send);
 
 		/* a call that came while we looked has set the flag and the latch */
 		if (pg_atomic_read_u32(&slot->wake) != 0)
@@ -315,15 +318,42 @@ run(void)
 static void
 set_state(FiniWorkerState state)
 {
-	static const char *const activities[] = {"", "waiting for the extension", "idle", "submitting"};
-
 	if (slot->worker_state == state)
 		return;
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
 	slot->worker_state = state;
 	LWLockRelease(fini_shared_slot_lock(slot));
 	ConditionVariableBroadcast(&slot->changed);
-	pgstat_report_activity(state == FINI_WORKER_BUSY ? STATE_RUNNING : STATE_IDLE, activities[state]);
+}
+
+/* for pg_stat_activity: what is under way, in words and numbers of ours alone */
+static void
+report_activity(FiniWorkerState state, bool may_send)
+{
+	static char reported[160] = "";
+	char		activity[sizeof(reported)] = "";
+	int			sent = fini_flight_sent();
+
+	if (state == FINI_WORKER_WAITING)
+		strlcpy(activity, "waiting for the extension", sizeof(activity));
+	else
+	{
+		if (sent > 0)
+			snprintf(activity, sizeof(activity), ", %d request%s under way", sent, sent == 1 ? "" : "s");
+		if (fini_find_busy())
+			strlcat(activity, ", finding out what is in doubt", sizeof(activity));
+		if (fini_funding_busy())
+			strlcat(activity, ", confirming funding", sizeof(activity));
+		if (fini_reconcile_busy())
+			strlcat(activity, ", reconciling", sizeof(activity));
+		if (activity[0] == '\0')
+			strlcat(activity, may_send ? ", idle" : ", not armed or paused", sizeof(activity));
+		memmove(activity, activity + 2, strlen(activity + 2) + 1);
+	}
+	if (strcmp(activity, reported) == 0)
+		return;
+	strlcpy(reported, activity, sizeof(reported));
+	pgstat_report_activity(state == FINI_WORKER_BUSY ? STATE_RUNNING : STATE_IDLE, activity);
 }
 
 static void

@@ -22,6 +22,7 @@
 #include "wait.h"
 
 PG_FUNCTION_INFO_V1(fini_sql_wake);
+PG_FUNCTION_INFO_V1(fini_sql_primary);
 PG_FUNCTION_INFO_V1(fini_sql_cluster);
 PG_FUNCTION_INFO_V1(fini_sql_worker);
 PG_FUNCTION_INFO_V1(fini_sql_resume_endpoints);
@@ -33,6 +34,14 @@ fini_sql_wake(PG_FUNCTION_ARGS)
 {
 	if (fini_shared_my_slot() != NULL)
 		fini_shared_wake_at_commit();
+	PG_RETURN_VOID();
+}
+
+/* fini._primary(function): before a write, whose own error would not say so plainly */
+Datum
+fini_sql_primary(PG_FUNCTION_ARGS)
+{
+	PreventCommandDuringRecovery(psprintf("fini.%s()", text_to_cstring(PG_GETARG_TEXT_PP(0))));
 	PG_RETURN_VOID();
 }
 

@@ -45,7 +45,7 @@ subtest 'privileges' => sub {
 			reconcile repair retry sign submit subscription_add subscription_change subscription_invalidate subscription_query wait wrap_key
 			cancel_funding confirm_funding refresh_funding refresh_ipos
 			start_reconcile cancel_reconcile wait_reconcile repair_plan) ],
-		operator => [ sort qw(set_deadline recount _check _check_keys _check_sending _check_version _check_worker _key_id arm attach call capture check create_subscription_table detach disarm jwks pause purge resume stat_reset) ]);
+		operator => [ sort qw(set_deadline recount _check _check_keys _check_sending _check_version _check_worker _key_id _primary arm attach call capture check create_subscription_table detach disarm jwks pause purge resume stat_reset) ]);
 	my %seen;
 	for my $level (qw(reader submitter operator))
 	{

@@ -172,7 +172,7 @@ is_deeply([ rows(q{
 # --- pages: names, links, files ---
 
 my %exists = map { $_ => 1 } (map { $_->[0] =~ /^`fini\.(\w+)`/ } @settings), (map { $_->[0] } @functions), @relations,
-  'throttle', 'c',		# a file in the data directory, one in src/
+  'throttle', 'stat', 'c',		# files in the data directory, one in src/
  
   (map { $_->[0] } rows(q{select proname from pg_proc where pronamespace = 'fini'::regnamespace}));
 for my $name (sort keys %page)
