@@ -62,7 +62,7 @@ isnt($before->{$_}, '', "there is something in fini.$_") for qw(attachment submi
 # --- which tables a dump takes along ---
 
 # what belongs to the cluster alone, and what holds it, must not travel
-my %stays = (control => 'arming');
+my %stays = (control => 'arming', look => 'where FINI stood', purge_state => 'where the purge stood');
 is($fini->sql(q{
 	select string_agg(c.relname, ' ' order by 1) from pg_class c, pg_extension e
 	where e.extname = 'fini' and c.relnamespace = 'fini'::regnamespace and c.relkind in ('r', 'S') and c.oid <> all (e.extconfig)
