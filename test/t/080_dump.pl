@@ -64,7 +64,7 @@ isnt($before->{$_}, '', "there is something in fini.$_") for qw(attachment submi
 # what belongs to the cluster alone, and what holds it, must not travel
 my %stays = (control => 'arming', look => 'where FINI stood', purge_state => 'where the purge stood');
 is($fini->sql(q{
-	select string_agg(c.relname, ' ' order by 1) from pg_class c, pg_extension e
+	select string_agg(c.relname, ' ' order by c.relname) from pg_class c, pg_extension e
 	where e.extname = 'fini' and c.relnamespace = 'fini'::regnamespace and c.relkind in ('r', 'S') and c.oid <> all (e.extconfig)
 	  and not exists (select from pg_depend d where d.objid = c.oid and d.deptype in ('i', 'a') and c.relkind = 'S'
 		and not d.refobjid = any (e.extconfig))}),
