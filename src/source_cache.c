@@ -16,6 +16,7 @@
 
 #include "access/htup_details.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -118,6 +119,11 @@ fini_sql_attachment_changed(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("fini._attachment_changed can only be called as a trigger")));
+	if (!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+		TupleDescAttr(RelationGetDescr(trigger->tg_relation), 0)->atttypid != REGCLASSOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("fini._attachment_changed is for the rows of fini.attachment")));
 	changed(trigger->tg_trigtuple, RelationGetDescr(trigger->tg_relation));
 	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 		changed(trigger->tg_newtuple, RelationGetDescr(trigger->tg_relation));
