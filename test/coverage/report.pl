@@ -53,7 +53,7 @@ for $file (sort grep { /\.c$/ } keys %lines)
 		next unless @block;
 		my $from = $block[0] > 2 ? $block[0] - 2 : 1;
 		my $code = join '', map { $text[$_] // '' } $from .. $block[-1] + 2;
-		my ($rule) = grep { ($_->{file} eq '*' || $_->{file} eq $file) && $code =~ $_->{pattern} } @rules;
+		my ($rule) = @block > 3 ? () : grep { ($_->{file} eq '*' || $_->{file} eq $file) && $code =~ $_->{pattern} } @rules;
 		if ($rule) { $rule->{used}++; $accounted += @block; }
 		else { push @open, sprintf("%s:%d-%d\t%s", $file, $block[0], $block[-1], join(' ', map { s/\s+/ /gr =~ s/^ | $//gr } map { $text[$_] // '' } @block[ 0 .. ($#block < 1 ? $#block : 1) ])); }
 		@block = ();
