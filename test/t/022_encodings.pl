@@ -131,8 +131,9 @@ for my $database (qw(latin1 euc_tw))
 	}
 	my $shown = $database eq 'latin1' ? '???? ? no' : '陳大文? ? no';
 	$fini->faults({ endpoint => 'subscriptions/add', action => 'reject-entries', n => 1, code => '400120', message => $foreign });
+	my @nobody = (idList => [ { idNum => 'S', idType => 'PASSPORT', fullNameEng => 'x' } ]);		# names of the request would be blanked
 	is(sql($database, "select string_agg(concat_ws('|', own_ref, record_id is not null, error_code, error_message), ';') from fini.subscription_add('["
-			  . entry($database, "$database-f1", idList => [ { idNum => 'S', idType => 'PASSPORT', fullNameEng => 'x' } ]) . ',' . entry($database, "$database-f2") . "]')"),
+			  . entry($database, "$database-f1", @nobody) . ',' . entry($database, "$database-f2", @nobody) . "]')"),
 		"$database-f1|f|400120|$shown;$database-f2|t", "$database: a rejection is a row, the other entry stands");
 	$fini->faults({ endpoint => 'subscriptions/add', action => 'code-before', status => 400, code => '400120', message => $foreign });
 	fails($database, "select fini.subscription_add('[" . entry($database, 'y', idList => []) . "]')", qr/IP006.*code 400120: \Q$shown\E/s, "$database: a refusal");
