@@ -27,6 +27,7 @@
 #include "answer.h"
 #include "attach.h"
 #include "base64.h"
+#include "blank.h"
 #include "compare.h"
 #include "encoding.h"
 #include "envelope.h"
@@ -92,6 +93,7 @@ answer(const char *data, Size len)
 	{
 		FiniAnswerEntry entry = {0};
 		JsonbContainer *object;
+		FiniBlanker *sent;
 
 		if (i >= 0 && fini_answer_entry(read, i, &entry))
 		{
@@ -103,7 +105,9 @@ answer(const char *data, Size len)
 			(void) fini_answer_field(object, "ownRef");
 			(void) fini_answer_field_jsonb(object, "idList");
 			(void) fini_answer_jsonb(object);
-			must(is_clean(fini_answer_clean_text(read->message, object)));
+			sent = fini_blank_create();
+			fini_blank_add_values(sent, object);
+			must(is_clean(fini_answer_clean_text(read->message, sent)));
 		}
 	}
 }
@@ -191,7 +195,8 @@ seal(const char *data, Size len)
 
 	if (!fini_encoding_is_utf8(data, len))
 		return;
-	sealed = fini_envelope_encrypt_fields(data_key, iv, data, len);
+	sealed = fini_buffer_create(fini_envelope_sealed_size(len));
+	fini_envelope_encrypt_fields(data_key, iv, data, len, sealed);
 	opened = fini_envelope_decrypt_fields(data_key, iv, sealed->data, sealed->len);
 	must(opened->len > 0 || len == 0);
 }
