@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 
+use Encode qw(decode_utf8);
 use File::Basename qw(basename dirname);
 use FiniTest;
 use JSON::PP;
@@ -31,8 +32,8 @@ sub table_rows
 
 sub section
 {
-	my ($title) = @_;
-	my ($level, $text) = $reference =~ /^(#+) \Q$title\E\n((?s:.*?))(?=^#|\z)/m or return '';
+	my ($title, $page) = @_;
+	my ($level, $text) = ($page // $reference) =~ /^(#+) \Q$title\E\n((?s:.*?))(?=^#|\z)/m or return '';
 	return $text;
 }
 
@@ -144,6 +145,39 @@ for my $text (values %source, $sql)
 	$codes{$_}++ for $text =~ /\berror_code = '(\w+)'/g, $text =~ /coalesce\((?:error_)?code, '(\w+)'\)/g;
 }
 same_names([ first_cells(section('Error codes in rows')) ], [ keys %codes ], 'codes of our own');
+
+# --- what SQL shows in words: states of runs and of the worker, endpoints, events ---
+
+my %words = (
+	'fini.reconcile_run' => [ allowed('reconcile_run_state_check'), allowed('reconcile_run_phase_check') ],
+	'fini.status' => [ map { /"(\w+)"/g } $source{'worker_sql.c'} =~ /states\[\] = \{(.*)\};/ ],
+	'fini.stat_endpoint' => [ $source{'endpoint.c'} =~ /^\t\[FINI_ENDPOINT_\w+\] = \{"([^"]+)"/mg ],
+	'NOTIFY' => [ map { $_->[0] } rows(q{select distinct (regexp_matches(prosrc, '''event'', ''(\w+)''', 'g'))[1] from pg_proc where pronamespace = 'fini'::regnamespace}) ]);
+push @{ $words{NOTIFY} }, join('', values %source) =~ /\\"event\\":\\"(\w+)\\"/g, join('', values %source) =~ /fini_outbox_deadline_event\(\w+, "(\w+)"/g;
+for my $title (sort keys %words)
+{
+	my @words = @{ $words{$title} };
+	my $text = section($title);
+	cmp_ok(scalar @words, '>', 1, "$title: words");
+	is_deeply([ grep { $text !~ /[`"]\Q$_\E[`"]/ } @words ], [], "$title: all words are documented");
+}
+
+# --- what the worker writes into the log; values are left out ---
+
+my @lines;
+for my $text (values %source)
+{
+	push @lines, $1 while $text =~ /ereport\((?:LOG|WARNING),(?:(?!ereport)(?s:.))*?errmsg\("fini: ((?:[^"\\]|\\.|" INT64_FORMAT ")*)"/g;
+}
+my %lines = map { s/" INT64_FORMAT "|%\w/\x{2026}/gr =~ s/\\"/"/gr => 1 } @lines;
+cmp_ok(scalar(keys %lines), '>', 12, 'lines of the log');
+same_names([ map { decode_utf8($_) } first_cells(section('The log, line by line', $page{operations})) ], [ keys %lines ], 'lines of the log');
+
+# --- claims of security, and the tests that show them ---
+
+my $claims = section('The claims, one by one', $page{security});
+is_deeply([ grep { !/`\d\d\d_\w+\.pl`|`\w+\.sql`/ } $claims =~ /^(\d+\. (?s:.*?))(?=^\d+\. |^\n|\z)/mg ], [], 'each claim names a test');
+is_deeply([ grep { !-e (/\.sql$/ ? "$top/sql/$_" : "$top/test/t/$_") } $claims =~ /`(\w+\.(?:pl|sql))`/g ], [], '... that exists');
 
 # --- NOTIFY ---
 

@@ -126,7 +126,7 @@ my (undef, undef, $undecrypted) = $fini->try_sql(q{select fini.decrypt_field('%e
 
 # --- what was sent, taken apart ---
 
-my (%tokens, %assertions, %sealed, %keys);
+my (%tokens, %assertions, %sealed, %keys, @data_keys, @ivs);
 for my $line (split /\n/, slurp_file($captured))
 {
 	my $request = $json->decode($line);
@@ -136,8 +136,21 @@ for my $line (split /\n/, slurp_file($captured))
 	# short values have ciphertexts that are cheap to come by twice
 	$sealed{$1} = 1 while $request->{body} =~ /%enc_%([\w+\/]{44,}={0,2})/g;
 	$keys{ $request->{key} } = 1 if $request->{key};
+	if ($request->{key})
+	{
+		my ($data_key, $iv) = split /#/, $request->{key};
+		push @data_keys, $data_key;
+		push @ivs, $iv;
+	}
 }
 cmp_ok(scalar(keys %$_), '>', 1, 'captured ' . scalar(keys %$_)) for \%tokens, \%assertions, \%sealed, \%keys;
+
+# a request that is sent again included
+for my $what ([ 'data key', @data_keys ], [ 'IV', @ivs ])
+{
+	my ($name, @all) = @$what;
+	is(scalar(keys %{ { map { $_ => 1 } @all } }), scalar @all, 'each of ' . @all . " sendings has a $name of its own");
+}
 
 my (@pem, @numbers);
 for my $profile (qw(agent machine))
