@@ -214,6 +214,33 @@ for my $name (sort keys %page)
 	is_deeply([ grep { !$exists{$_} } $page{$name} =~ /\bfini\.(\w+)/g ], [], "$name.md names nothing that does not exist");
 	is_deeply([ grep { !-e "$top/docs/$_" } $page{$name} =~ /\]\((\w+\.md|\.\.\/README\.md)/g ], [], "$name.md links to what is there");
 }
+# places within pages: GitHub's names of headings
+my %place;
+my %text = map { basename($_) => slurp_file($_) } glob("$top/docs/*.md"), "$top/README.md", "$top/CONTRIBUTING.md";
+for my $file (keys %text)
+{
+	(my $prose = $text{$file}) =~ s/^```(?s:.*?)^```//mg;
+	$place{"$file#" . lc($_) =~ s/[^\w -]//gr =~ tr/ /-/r } = 1 for $prose =~ /^#+ (.*)$/mg;
+}
+for my $file (sort keys %text)
+{
+	my @places = map { my ($of, $where) = @$_; ($of eq '' ? $file : basename($of)) . "#$where" } map { [ split /#/, $_, 2 ] } $text{$file} =~ /\]\(([\w.\/]*#[^)]+)\)/g;
+	is_deeply([ grep { !$place{$_} } @places ], [], "$file leads to headings that exist");
+}
 same_names([ $page{architecture} =~ /`(\w+\.c)`/g ], [ grep { /\.c$/ } keys %source ], 'files of src/');
+
+# layers: nothing is included from above
+my %layer;
+my @layers = grep { $_->[1] =~ /\.c`/ } table_rows(section('Files', $page{architecture}));
+for my $i (0 .. $#layers) { $layer{$_} = $i for $layers[$i][1] =~ /`(\w+)\.[ch]`/g; }
+$layer{http_private} = $layer{http};
+my @upward;
+for my $file (sort keys %source)
+{
+	my $name = $file =~ s/\.[ch]$//r;
+	push @upward, "$file includes $_.h" for grep { defined $layer{$_} && defined $layer{$name} && $layer{$_} < $layer{$name} } $source{$file} =~ /^#include "(\w+)\.h"/mg;
+}
+cmp_ok(scalar @layers, '>', 8, 'layers');
+is_deeply(\@upward, [ 'settings_check.c includes http.h' ], 'a file includes headers of its own layer and those below');
 
 done_testing();
