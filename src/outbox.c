@@ -25,18 +25,19 @@
 
 PG_FUNCTION_INFO_V1(fini_sql_is_mine);
 
-/* a statement on a user's table, by its text; so many of them at most */
+/* a statement on a user's table, by its text and the types of its parameters; so many of them at most */
 #define MAX_KEPT	100
 
 typedef struct KeptPlan
 {
-	const char *sql;
+	const char *key;			/* see kept_key */
 	SPIPlanPtr	plan;
 } KeptPlan;
 
 static HTAB *kept_plans = NULL;
 static int	kept_in_use = 0;
 
+static char *kept_key(const char *sql, int nargs, const Oid *types);
 static void forget_plans(void);
 static void plan_for_indexes(void);
 
@@ -90,6 +91,7 @@ int
 fini_outbox_execute_kept(const char *sql, int nargs, Oid *types, Datum *values)
 {
 	int			guc_level = NewGUCNestLevel();
+	char	   *key = kept_key(sql, nargs, types);
 	KeptPlan   *kept;
 	CachedPlan *planned;
 	volatile int rc = 0;
@@ -100,17 +102,17 @@ fini_outbox_execute_kept(const char *sql, int nargs, Oid *types, Datum *values)
 		forget_plans();
 	if (kept_plans == NULL)
 		kept_plans = fini_textmap_create("fini plans", MAX_KEPT, sizeof(KeptPlan), TopMemoryContext);
-	kept = fini_textmap_find(kept_plans, sql);
+	kept = fini_textmap_find(kept_plans, key);
 	if (kept == NULL)
 	{
-		char	   *key = MemoryContextStrdup(TopMemoryContext, sql);
 		SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
 
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
-		kept = fini_textmap_enter(kept_plans, key, &found);
+		kept = fini_textmap_enter(kept_plans, MemoryContextStrdup(TopMemoryContext, key), &found);
 		kept->plan = plan;
 	}
+	pfree(key);
 	/* planned here, where that is needed, kept in the cache, found there again below */
 	planned = SPI_plan_get_cached_plan(kept->plan);
 	if (planned != NULL)
@@ -173,6 +175,19 @@ fini_sql_is_mine(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(TransactionIdIsCurrentTransactionId(PG_GETARG_TRANSACTIONID(0)));
 }
 
+/* the text is the same when a column has got another type, and a plan takes no other than it was made for */
+static char *
+kept_key(const char *sql, int nargs, const Oid *types)
+{
+	StringInfoData key;
+
+	initStringInfo(&key);
+	for (int i = 0; i < nargs; i++)
+		appendStringInfo(&key, "%u ", types[i]);
+	appendStringInfoString(&key, sql);
+	return key.data;
+}
+
 static void
 forget_plans(void)
 {
@@ -182,7 +197,7 @@ forget_plans(void)
 	hash_seq_init(&status, kept_plans);
 	while ((kept = hash_seq_search(&status)) != NULL)
 	{
-		const char *key = kept->sql;
+		const char *key = kept->key;
 
 		SPI_freeplan(kept->plan);
 		(void) hash_search(kept_plans, &key, HASH_REMOVE, NULL);

@@ -126,10 +126,12 @@ fini_source_try_open(Oid relid)
 	{
 		Jsonb	   *fields;
 		Jsonb	   *outcome;
+		MemoryContext context = fini_source_begin_cached();
 		MemoryContext old;
 
 		if (!fini_outbox_attachment(relid, &fields, &outcome))
 		{
+			MemoryContextDelete(context);
 			if (rel != NULL)
 				relation_close(rel, AccessShareLock);
 			return NULL;
@@ -143,7 +145,7 @@ fini_source_try_open(Oid relid)
 					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 					 errmsg("\"%s\" is not an ordinary table any more", RelationGetRelationName(rel)),
 					 errhint("Detach it and attach a table.")));
-		old = MemoryContextSwitchTo(fini_source_begin_cached());
+		old = MemoryContextSwitchTo(context);
 		source = describe(rel, fields, outcome);
 		MemoryContextSwitchTo(old);
 		fini_source_end_cached(relid, source);

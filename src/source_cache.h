@@ -14,8 +14,8 @@
 extern FiniSource *fini_source_cached(Oid relid);
 
 /*
- * A context to make a description in, and the end of that.  When something is
- * invalidated in between, it is used and not kept.
+ * A context to make a description in, from before its mapping is read, and the
+ * end of that.  When something is invalidated in between, it is used and not kept.
  */
 extern MemoryContext fini_source_begin_cached(void);
 extern void fini_source_end_cached(Oid relid, FiniSource *source);

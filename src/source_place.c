@@ -8,7 +8,7 @@
  * the work of an UPDATE.  Whatever cannot be done that way is left to one
  * (source.c): rows that have moved or that somebody is just changing, and tables
  * with triggers, rules, policies, partitions, generated columns, or columns that
- * are no plain text.
+ * are no plain text, and tables that have become a partition.
  */
 #include "postgres.h"
 
@@ -82,7 +82,7 @@ fini_source_write_places(FiniSource *source, int n, const FiniOutcome *outcomes,
 static bool
 is_plain(FiniSource *source, Relation rel, AttrNumber *columns)
 {
-	if (source->partitioned || rel->rd_rules != NULL || has_triggers(rel) ||
+	if (source->partitioned || rel->rd_rel->relispartition || rel->rd_rules != NULL || has_triggers(rel) ||
 		check_enable_rls(RelationGetRelid(rel), InvalidOid, true) == RLS_ENABLED ||
 		pg_class_aclcheck(RelationGetRelid(rel), GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
 		pg_class_aclcheck(RelationGetRelid(rel), GetUserId(), ACL_UPDATE) != ACLCHECK_OK)
