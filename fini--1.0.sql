@@ -1447,6 +1447,7 @@ BEGIN
 	ELSE
 		SELECT r.reached INTO began FROM fini.purge_state r FOR UPDATE SKIP LOCKED;
 		IF NOT FOUND THEN
+			complete := NULL;
 			RETURN;
 		END IF;
 	END IF;
@@ -1512,7 +1513,7 @@ BEGIN
 	GET DIAGNOSTICS n = ROW_COUNT;
 	deleted := deleted + n;
 END $$;
-COMMENT ON FUNCTION fini._purge(interval, integer, boolean) IS 'a bounded part of fini.purge: how much it deleted, and whether it has come to the end';
+COMMENT ON FUNCTION fini._purge(interval, integer, boolean) IS 'a bounded part of fini.purge: how much it deleted, and whether it has come to the end; null when somebody else is purging';
 
 CREATE FUNCTION fini.purge(older_than interval) RETURNS bigint
 LANGUAGE plpgsql STRICT VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

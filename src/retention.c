@@ -31,11 +31,18 @@
 #include "settings.h"
 #include "source.h"
 #include "trouble.h"
+#include "user_code.h"
 
 PG_FUNCTION_INFO_V1(fini_sql_gone);
 
 #define REST_US			(INT64CONST(3600) * 1000000)	/* between two passes */
-#define BUSY_PAUSE_US	INT64CONST(1000000) /* between two slices while the queue holds something */
+#define BUSY_PAUSE_US	INT64CONST(1000000) /* between two slices while the queue holds something, or somebody else purges */
+
+typedef struct Slice
+{
+	bool		complete;
+	bool		kept_out;		/* by a session's fini.purge that has not committed */
+} Slice;
 
 static FiniStatement purge_statement = {
 	.sql = "SELECT deleted, complete FROM fini._purge($1 * interval '1 minute', 1, false)",
@@ -62,12 +69,12 @@ fini_retention_service(FiniSlotShared *slot)
 		return -1;				/* the end of the trouble wakes us */
 	if (now >= due_us)
 	{
-		bool		done = false;
-		bool		well = fini_trouble_guard(slot, work, purge_slice, &done);
+		Slice		slice = {0};
+		bool		well = fini_trouble_guard(slot, work, purge_slice, &slice);
 
 		now = fini_monotonic_us();
 		if (well)
-			due_us = done ? now + REST_US : fini_flight_backlog() ? now + BUSY_PAUSE_US : now;
+			due_us = slice.complete ? now + REST_US : slice.kept_out || fini_flight_backlog() ? now + BUSY_PAUSE_US : now;
 	}
 	return (long) ((Max(due_us - now, 0) + 999) / 1000);
 }
@@ -109,12 +116,12 @@ fini_sql_gone(PG_FUNCTION_ARGS)
 static void
 purge_slice(void *arg)
 {
-	bool	   *done = arg;
+	Slice	   *slice = arg;
 	Datum		values[1] = {Int32GetDatum(fini_guc_retention)};
-	bool		isnull;
 
 	(void) fini_outbox_execute(&purge_statement, values, NULL, 1);
-	*done = SPI_processed == 0 || DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	slice->complete = SPI_processed == 0 ||
+		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &slice->kept_out));
 }
 
 /* which of the own_refs have a row; false when that cannot be known */
@@ -144,6 +151,9 @@ still_there(Oid relid, int n, char **own_refs, bool *present)
 
 			MemoryContextSwitchTo(old);
 			sqlstate = geterrcode();
+			/* a session's own cancel goes on; in the worker it is only what the table's code is cancelled by */
+			if (sqlstate == ERRCODE_QUERY_CANCELED && !fini_user_code_is_watched())
+				PG_RE_THROW();
 			FlushErrorState();
 			RollbackAndReleaseCurrentSubTransaction();
 			known = false;

@@ -48,6 +48,12 @@ fini_user_code_watch(FiniSlotShared *slot)
 		leave_alone(culprit);
 }
 
+bool
+fini_user_code_is_watched(void)
+{
+	return watched != NULL;
+}
+
 void
 fini_user_code_begin(Oid owner)
 {

@@ -27,6 +27,9 @@
 /* for the worker, once connected: this process is watched from now on */
 extern void fini_user_code_watch(FiniSlotShared *slot);
 
+/* is this a worker's process? */
+extern bool fini_user_code_is_watched(void);
+
 /*
  * Around whatever may run an owner's code; they nest.  The first raises
  * ERRCODE_QUERY_CANCELED for an owner who is left alone.  An abort of the
