@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "mb/pg_wchar.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
@@ -103,6 +104,7 @@ claim(void *arg)
 			if (!may_claim(what, group, permission.doubt_below, now))
 				continue;
 			snprintf(doing, sizeof(doing), "claim %s operations of IPO \"%s\"", fini_outbox_operation_name(group->operation), group->ipo_id);
+			doing[pg_mbcliplen(doing, (int) strlen(doing), sizeof(doing) - 1)] = '\0';
 			if (fini_trouble_waits(doing))
 			{
 				what->next_due_us = Min(what->next_due_us, now + Max(1, fini_trouble_timeout()) * 1000);

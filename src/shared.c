@@ -6,6 +6,7 @@
 
 #include "access/xact.h"
 #include "commands/dbcommands.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -178,8 +179,10 @@ fini_shared_wake_at_commit(void)
 void
 fini_shared_note_error(FiniSlotShared *slot, const char *message)
 {
+	int			len = pg_mbcliplen(message, (int) strlen(message), sizeof(slot->last_error) - 1);
+
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
-	strlcpy(slot->last_error, message, sizeof(slot->last_error));
+	strlcpy(slot->last_error, message, len + 1);
 	slot->last_error_at = GetCurrentTimestamp();
 	LWLockRelease(fini_shared_slot_lock(slot));
 }

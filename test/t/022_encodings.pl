@@ -198,6 +198,12 @@ for my $database (qw(latin1 euc_tw))
 	unlike($err, qr/SECRET/, 'and the error does not show them');
 }
 
+# an IPO's name that is too long for a line about it is cut between two characters
+$fini->sql(qq{alter table fini.tally add constraint never check (ipo_id not like 'A台%') not valid;
+	insert into applications (own_ref, ipo_id) select 'long', 'A' || repeat('台', 90)}, database => 'euc_tw');
+$fini->wait_for(sub { $fini->sql('select last_error from fini.status', database => 'euc_tw') =~ /^could not claim add operations of IPO "A[^:]{20,}: the database refused it \(SQLSTATE 23514\)/ },
+	'euc_tw: the last error to be readable', 60);
+
 is($fini->stats->{duplicate_adds}, 0, 'no application came twice');
 is($fini->stats->{repeated_request_ids}, 0, 'no request ID twice');
 ok($fini->log_since(0) !~ /(PANIC|terminated by signal|TRAP:)/, 'nothing crashed');
