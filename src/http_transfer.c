@@ -301,11 +301,13 @@ set_tls_options(CURL *easy)
  * libcurl's CURLOPT_SSL_CTX_FUNCTION.  A connection is what it was when its
  * certificate was looked at: a server that wants to negotiate anew, perhaps
  * with another one, loses it.  And what has been decrypted does not stay in
- * OpenSSL's buffers.
+ * OpenSSL's buffers.  Nor is a record read before it is wanted, as newer versions
+ * of libcurl would have it: has_something_to_read could not see it there.
  */
 static CURLcode
 harden_tls(CURL *easy, void *context, void *arg)
 {
+	SSL_CTX_set_read_ahead((SSL_CTX *) context, 0);
 	(void) SSL_CTX_set_options((SSL_CTX *) context, SSL_OP_NO_RENEGOTIATION | SSL_OP_CLEANSE_PLAINTEXT);
 	return CURLE_OK;
 }

@@ -65,7 +65,7 @@ write_file(int code, Datum arg)
 
 	if (code != 0 || fini_shared_slots() == 0)
 		return;
-	records = calloc(fini_shared_slots() * FINI_ENDPOINT_COUNT, sizeof(FileRecord));
+	records = calloc((size_t) fini_shared_slots() * FINI_ENDPOINT_COUNT, sizeof(FileRecord));
 	if (records == NULL)
 		return;
 	header.records = collect(records);
