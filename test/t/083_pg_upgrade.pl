@@ -47,8 +47,9 @@ insert_rows($old, 'C', 15);
 $fini->wait_for(q{select queued = 15 and sending = 0 and unknown = 10 from fini.status}, 'the queue to stand still');
 my $accepted = $fini->stats->{accepted};
 is($accepted, 50, 'FINI has those in doubt');
-$fini->sql(q{select fini.resume()});		# nothing must move while pg_upgrade has the servers, paused or not
+# nothing must move while pg_upgrade has the servers, paused or not; until then FINI takes nothing of what resume lets go
 $fini->faults({ endpoint => 'subscriptions/*', action => 'status-before', status => 503, count => -1 });
+$fini->sql(q{select fini.resume()});
 $old->stop('immediate');					# a crash at the worst moment ...
 $old->start;
 $old->stop;								# ... and pg_upgrade wants a clean end
