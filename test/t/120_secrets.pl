@@ -23,7 +23,7 @@ my $hostile = FiniHostile->new(
 	  . "log_parameter_max_length_on_error = -1\nlog_replication_commands = on\ntrack_activity_query_size = 1MB\n"
 	  . "auto_explain.log_min_duration = 0\nauto_explain.log_nested_statements = on\nauto_explain.log_analyze = on\nauto_explain.log_verbose = on\n"
 	  . "auto_explain.log_triggers = on\nauto_explain.log_settings = on\npg_stat_statements.track = all\npg_stat_statements.track_utility = on\n"
-	  . "wal_level = logical\nwal_keep_size = 1GB\nwal_recycle = off\nautovacuum = off\nfsync = on\n");
+	  . "restart_after_crash = on\nwal_level = logical\nwal_keep_size = 1GB\nwal_recycle = off\nautovacuum = off\nfsync = on\n");
 my $fini = $hostile->fini;
 my $dir = $hostile->dir;
 my $pgdata = $fini->node->data_dir;
@@ -277,32 +277,56 @@ SKIP: {
 	my $worker = $fini->sql('select worker_pid from fini.status');
 	$fini->wait_for(q{select worker_state = 'idle' from fini.status}, 'the worker to be idle');
 
-	# what has been captured by now is more
-	my (%now_sealed, %now_keys, %now_assertions);
-	for my $line (split /\n/, slurp_file($captured))
-	{
-		my $request = $json->decode($line);
-		$now_assertions{$1} = 1 while $request->{body} =~ /assertion=([\w-]+\.[\w-]+\.[\w-]+)/g;
-		$now_sealed{$1} = 1 while $request->{body} =~ /%enc_%([\w+\/]{44,}={0,2})/g;
-		$now_keys{ $request->{key} } = 1 if $request->{key};
-	}
 	for my $process ([ 'the worker', $worker ], [ 'a session', $session_pid ])
 	{
 		my ($title, $pid) = @$process;
 		my $memory = memory_of($pid) // skip 'the memory of other processes cannot be read', 1;
 		cmp_ok(length $memory, '>', 1_000_000, "$title: " . int(length($memory) / 1_000_000) . ' MB of memory');
-		cmp_ok(index($memory, 'applications'), '>=', 0, '... that can be searched');
-		is(holds($memory, @pem), '', "$title holds no line of a key file");
-		is(join(', ', map { $_->[0] } grep { index($memory, $_->[1]) >= 0 } @numbers), '', "$title holds no number of a private key");
-		is(scalar(grep { index($memory, $_) >= 0 } keys %now_assertions), 0, "$title holds no assertion");
-		is(scalar(grep { index($memory, $_) >= 0 || index($memory, (split /#/)[0]) >= 0 } keys %now_keys), 0, "$title holds no data key as text");
-		is(scalar(grep { index($memory, decode_base64((split /#/)[0])) >= 0 } keys %now_keys), 0, "$title holds no data key");
-		is(scalar(grep { index($memory, $_) >= 0 } keys %now_sealed), 0, "$title holds no sealed value");
+		holds_no_secret($title, $memory);
 	}
 	$session->quit;
+
+	# the same of what the kernel writes down when the worker crashes: the token may be in there, since shared memory is
+	my $limited = system("prlimit --pid $worker --core=unlimited 2>/dev/null");
+	skip 'core files are not to be had here', 1 if $limited || slurp_file('/proc/sys/kernel/core_pattern') !~ /^core$/m;
+	my $since = $fini->log_position;
+	kill 'ABRT', $worker;
+	$fini->wait_for(sub { $fini->log_since($since) =~ /database system is ready to accept connections/ }, 'the server to be back');
+	my ($core) = glob "$pgdata/core*";
+	ok(defined $core, 'the worker left a core file') or skip 'no core file', 1;
+	my $memory = slurp_file($core);
+	cmp_ok(length $memory, '>', 1_000_000, 'a core file: ' . int(length($memory) / 1_000_000) . ' MB');
+	holds_no_secret('the core file', $memory);
+	unlink $core;
+	$fini->sql(q{update applications set app_quantity = 500 where own_ref like 'A1%'});
+	$fini->wait_done;
+	is($fini->sql(q{select count(*) from applications where own_ref like 'A1%' and fini_state = 'accepted'}), 11, 'the next worker goes on');
 }
 
 done_testing();
+
+# what has been captured so far and the keys are not in a process's memory
+sub holds_no_secret
+{
+	my ($title, $memory) = @_;
+	my (%sealed, %keys, %assertions);
+
+	for my $line (split /\n/, slurp_file($captured))
+	{
+		my $request = $json->decode($line);
+		$assertions{$1} = 1 while $request->{body} =~ /assertion=([\w-]+\.[\w-]+\.[\w-]+)/g;
+		$sealed{$1} = 1 while $request->{body} =~ /%enc_%([\w+\/]{44,}={0,2})/g;
+		$keys{ $request->{key} } = 1 if $request->{key};
+	}
+	cmp_ok(index($memory, 'applications'), '>=', 0, "$title can be searched");
+	is(holds($memory, @pem), '', "$title holds no line of a key file");
+	is(join(', ', map { $_->[0] } grep { index($memory, $_->[1]) >= 0 } @numbers), '', "$title holds no number of a private key");
+	is(scalar(grep { index($memory, $_) >= 0 } keys %assertions), 0, "$title holds no assertion");
+	is(scalar(grep { index($memory, $_) >= 0 || index($memory, (split /#/)[0]) >= 0 } keys %keys), 0, "$title holds no data key as text");
+	is(scalar(grep { index($memory, decode_base64((split /#/)[0])) >= 0 } keys %keys), 0, "$title holds no data key");
+	is(scalar(grep { index($memory, $_) >= 0 } keys %sealed), 0, "$title holds no sealed value");
+	return;
+}
 
 # what a process can write to, its shared memory aside: that holds the token, as docs/security.md says
 sub memory_of
