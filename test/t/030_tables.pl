@@ -269,6 +269,7 @@ subtest 'wait' => sub {
 	$fini->sql("select fini.pause('test'); $insert");
 	$fini->sql_fails(q{set statement_timeout = '300 ms'; select fini.wait()}, qr/57014.*statement timeout/s, 'can be cancelled');
 	$fini->sql('select fini.resume()');
+	$fini->wait_done;						# no fault of what follows is meant for it
 };
 
 subtest 'rows that somebody holds locked' => sub {

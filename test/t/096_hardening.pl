@@ -41,6 +41,7 @@ is_deeply([ grep { !/^(libcurl|libssl|libcrypto|libc|libm|libpthread|ld-linux.*)
 
 my $symbols = readelf('--dyn-syms');
 like($symbols, qr/UND __stack_chk_fail\b/, 'the stack is protected');
-unlike($symbols, qr/UND (gets|strcpy|strcat|sprintf|vsprintf|tmpnam|mktemp)\b/, 'no functions that do not');
+# what gcov puts in has one
+unlike($symbols, qr/UND (gets|strcpy|strcat|sprintf|vsprintf|tmpnam|mktemp)\b/, 'no functions that do not') unless $ENV{FINI_TEST_COVERAGE};
 
 done_testing();

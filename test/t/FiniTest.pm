@@ -37,6 +37,7 @@ alarm $file_deadline;
 $SIG{$_} = sub { die "ended by a signal\n" } for qw(TERM INT HUP);
 
 my $count = 0;
+my @nodes;
 
 # name: of the node (main)
 # databases: fini.databases (postgres)		database: where sql() goes (the first of them)
@@ -70,6 +71,7 @@ sub new
 		  . "log_min_messages = info\nfsync = off\n"
 		  . ($opt{conf} // '')
 		  . "\n");
+	push @nodes, $node;
 	$node->start unless defined $opt{start} && !$opt{start};
 	return $self;
 }
@@ -253,7 +255,14 @@ sub _file_name
 # a TAP file must not outlive its servers, and its exit status must not be ours
 END
 {
+	my $status = $?;
 	alarm 0;
+	# what is counted is written down by a process that ends, not by one that is ended at once, as nodes are by default
+	if ($ENV{FINI_TEST_COVERAGE})
+	{
+		eval { $_->stop('fast', fail_ok => 1) } for grep { defined $_->{_pid} } @nodes;
+	}
+	$? = $status;
 }
 
 1;
