@@ -176,7 +176,7 @@ holds 'a gateway that answers 503 is not asked in a tight loop' => sub {
 		$fini->wait_for(sub { time - $begin > 4 }, 'four seconds', 20);
 		# ten batches at most are out, each with its own pauses, and a search for them
 		cmp_ok($hits->() - $from, '<', 60, "$endpoint: requests in 4 s");
-		cmp_ok(memory($fini) - $memory, '<', 4096, "$endpoint: kB that the worker grew by");
+		cmp_ok(memory($fini) - $memory, '<', 4096, "$endpoint: kB that the worker grew by") unless $ENV{FINI_TEST_SLOW};
 		cmp_ok(ticks($fini) - $ticks, '<', 60, "$endpoint: processor time");
 		$fini->clear_faults;
 		$fini->wait_done(undef, 60);
