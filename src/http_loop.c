@@ -17,6 +17,7 @@
 
 #include <malloc.h>
 #include <signal.h>
+#include <sys/socket.h>
 
 #include "storage/latch.h"
 
@@ -37,8 +38,10 @@ static int	transfer_count = 0;
 static int64 timer_due_us = -1; /* -1: none */
 static bool close_when_idle = false;
 
+static int	socket_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static void collect_finished(void);
 static void finish(FiniTransfer *transfer, CURLcode result);
+static void spoil_connection(CURL *easy);
 static void give_up(CURLMcode problem);
 static void close_multi(void);
 static int	timer_changed(CURLM *handle, long timeout_ms, void *arg);
@@ -62,7 +65,7 @@ fini_loop_open(void)
 											 strdup, calloc) == CURLE_OK;
 	if (library_ready && multi == NULL && (multi = curl_multi_init()) != NULL)
 	{
-		ok = curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, fini_sockets_changed) == CURLM_OK &&
+		ok = curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, socket_changed) == CURLM_OK &&
 			curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, timer_changed) == CURLM_OK &&
 			curl_multi_setopt(multi, CURLMOPT_PIPELINING, (long) CURLPIPE_NOTHING) == CURLM_OK;
 		if (!ok)
@@ -125,7 +128,11 @@ fini_loop_add(FiniTransfer *transfer)
 	leave_libcurl(&saved);
 }
 
-/* let go of a transfer, finished or not; one in the middle takes its connection with it */
+/*
+ * Let go of a transfer, finished or not; one in the middle takes its connection
+ * with it.  With the last one go the connections that the other side has not
+ * let us close: nobody is here to wait for it.
+ */
 void
 fini_loop_remove(FiniTransfer *transfer)
 {
@@ -136,7 +143,7 @@ fini_loop_remove(FiniTransfer *transfer)
 	dlist_delete(&transfer->node);
 	transfer_count--;
 	leave_libcurl(&saved);
-	if (transfer_count == 0 && close_when_idle)
+	if (transfer_count == 0 && (close_when_idle || fini_sockets_count() > 0))
 		fini_loop_close_connections();
 }
 
@@ -186,6 +193,7 @@ fini_loop_drive(void)
 {
 	sigset_t	saved;
 	CURLMcode	problem = CURLM_OK;
+	curl_socket_t closing;
 	int			count;
 	int			left;
 
@@ -201,6 +209,9 @@ fini_loop_drive(void)
 		if (events != 0)
 			problem = curl_multi_socket_action(multi, fd, events, &left);
 	}
+	/* libcurl gives a connection that is being closed two seconds, and sets no timer for them */
+	while (problem == CURLM_OK && fini_sockets_next_closing(&closing))
+		problem = curl_multi_socket_action(multi, closing, 0, &left);
 	if (problem == CURLM_OK && timer_due_us >= 0 && fini_monotonic_us() >= timer_due_us)
 	{
 		timer_due_us = -1;
@@ -223,12 +234,29 @@ fini_loop_wait(int64 until_us, uint32 wait_event_info)
 	int64		now_us = fini_monotonic_us();
 	long		timeout_ms = -1;
 
+	until_us = Min(until_us, fini_sockets_closing_due());
 	if (timer_due_us >= 0)
 		until_us = Min(until_us, timer_due_us);
 	if (until_us != PG_INT64_MAX)
 		timeout_ms = (long) Min((Max(until_us - now_us, 0) + 999) / 1000, INT_MAX);
 
 	return fini_sockets_wait(timeout_ms, wait_event_info);
+}
+
+/*
+ * libcurl's CURLMOPT_SOCKETFUNCTION.  A handle that is none of ours is its own,
+ * and has to do with a connection that is being closed: newer versions wait for
+ * the other side to agree.
+ */
+static int
+socket_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
+{
+	dlist_iter	iter;
+	bool		ours = false;
+
+	dlist_foreach(iter, &running)
+		ours |= dlist_container(FiniTransfer, node, iter.cur)->easy == easy;
+	return fini_sockets_changed(fd, what, !ours);
 }
 
 static void
@@ -258,12 +286,28 @@ collect_finished(void)
 static void
 finish(FiniTransfer *transfer, CURLcode result)
 {
+	if (result != CURLE_OK)
+		spoil_connection(transfer->easy);
 	curl_multi_remove_handle(multi, transfer->easy);	/* its connection is free for the next */
 	if (fini_transfer_begin_anew(transfer) && curl_multi_add_handle(multi, transfer->easy) == CURLM_OK)
 		return;
 	transfer->result = result;
 	dlist_delete(&transfer->node);
 	dlist_push_tail(&done, &transfer->node);
+}
+
+/*
+ * libcurl can keep a connection on which a request could not be sent.  The next
+ * one could be taken for sent without having left, since what TLS makes of it
+ * then is anybody's guess.  A socket that has ended is seen before it is used.
+ */
+static void
+spoil_connection(CURL *easy)
+{
+	curl_socket_t fd;
+
+	if (curl_easy_getinfo(easy, CURLINFO_ACTIVESOCKET, &fd) == CURLE_OK && fd != CURL_SOCKET_BAD)
+		(void) shutdown(fd, SHUT_RDWR);
 }
 
 /* libcurl itself is in trouble: every transfer ends as it stands, and we start anew */

@@ -27,10 +27,14 @@
 /* most sockets that one transfer can wait for: racing connection attempts, its resolver */
 #define SOCKETS_PER_TRANSFER	8
 
+/* a little longer than libcurl waits for the other side to agree that a connection is closed */
+#define CLOSING_US				INT64CONST(2100000)
+
 typedef struct LoopSocket
 {
 	curl_socket_t fd;
 	int			what;			/* CURL_POLL_IN, _OUT, _INOUT */
+	int64		closing_us;		/* being closed: when to have libcurl look at it again (monotonic); 0: not so */
 } LoopSocket;
 
 static LoopSocket *sockets = NULL;
@@ -57,7 +61,7 @@ static int	port_of(curl_socket_t fd, int (*name) (int fd, struct sockaddr *addre
 void
 fini_sockets_make_room(int transfers)
 {
-	int			need = transfers * SOCKETS_PER_TRANSFER;
+	int			need = socket_count + transfers * SOCKETS_PER_TRANSFER;	/* some may be of connections that are being closed */
 	int			room = Max(need, 2 * socket_room);
 
 	if (need <= socket_room)
@@ -77,9 +81,9 @@ fini_sockets_make_room(int transfers)
 	socket_room = room;
 }
 
-/* libcurl's CURLMOPT_SOCKETFUNCTION */
+/* libcurl waits for a socket now, or for something else of it, or no more; the result is one of CURLMOPT_SOCKETFUNCTION */
 int
-fini_sockets_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
+fini_sockets_changed(curl_socket_t fd, int what, bool closing)
 {
 	int			i = 0;
 
@@ -102,9 +106,53 @@ fini_sockets_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *so
 			return -1;
 		socket_count++;
 		sockets[i].fd = fd;
+		sockets[i].closing_us = 0;
 	}
+	if (!closing)
+		sockets[i].closing_us = 0;
+	else if (sockets[i].closing_us == 0)
+		sockets[i].closing_us = fini_monotonic_us() + CLOSING_US;
 	sockets[i].what = what;
 	return 0;
+}
+
+/* for how many does libcurl wait? */
+int
+fini_sockets_count(void)
+{
+	return socket_count;
+}
+
+/* one that has been closing for so long that libcurl would give it up; false: none (any more) */
+bool
+fini_sockets_next_closing(curl_socket_t *fd)
+{
+	for (int i = 0; i < socket_count; i++)
+	{
+		int64		now_us = sockets[i].closing_us != 0 ? fini_monotonic_us() : 0;
+
+		if (now_us > 0 && now_us >= sockets[i].closing_us)
+		{
+			sockets[i].closing_us = now_us + CLOSING_US;
+			*fd = sockets[i].fd;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* when there will be one; PG_INT64_MAX: never */
+int64
+fini_sockets_closing_due(void)
+{
+	int64		due = PG_INT64_MAX;
+
+	for (int i = 0; i < socket_count; i++)
+	{
+		if (sockets[i].closing_us != 0)
+			due = Min(due, sockets[i].closing_us);
+	}
+	return due;
 }
 
 /* Which are ready?  Returns how many fini_sockets_seen() can be asked about; 0: none is. */

@@ -7,7 +7,7 @@
 # ca.crt. LOG gets one line of JSON for each event: accept, request (with connection, path, body length),
 # connect (at the proxy), close.
 
-import json, socket, ssl, sys, threading, time, warnings
+import json, os, socket, ssl, sys, threading, time, warnings
 from urllib.parse import urlparse, parse_qs
 
 warnings.simplefilter('ignore')
@@ -19,7 +19,7 @@ connections = 0
 
 def note(event, **facts):
     with lock:
-        log.write(json.dumps(dict(event=event, **facts)) + '\n')
+        log.write(json.dumps(dict(event=event, at=time.time(), **facts)) + '\n')
 
 
 def context(name, tls11=False, client_ca=None):
@@ -142,6 +142,13 @@ def do_bomb(tls, number, args, body):               # compressed although nobody
 
 def do_hang(tls, number, args, body):
     tls.recv(1)                                     # until the client goes
+    return False
+
+
+def do_linger(tls, number, args, body):             # has it closed, and does not answer to that
+    answer(tls, 200, b'{}', 'Connection: close')
+    while os.read(tls.fileno(), 4096):
+        pass
     return False
 
 

@@ -311,6 +311,23 @@ my $body = '{"data":[]}';
 	is_deeply(\%outcome, { 1 => 'in doubt', 2 => 'answered', 3 => 'not sent', 4 => 'in doubt' }, 'each has an outcome of its own');
 }
 
+# ---------------------------------------------------------------- closing
+{
+	# newer versions of libcurl wait until the other side agrees that a connection is closed; this one never does
+	my $from = position();
+	my @results = results(psql(join '; ', map { query([ $_ ], [ $body ]) } ("$url/linger") x 12, "$url/ok"));
+	is(scalar(grep { $_->{outcome} eq 'answered' } @results), 13, 'a server that does not let a connection be closed does not keep a session from going on');
+
+	$from = position();
+	@results = http([ "$url/linger", "$url/hang" ], [ ($body) x 2 ], '', 0, 6000);
+	my %outcome = map { $_->{index} => $_->{outcome} } @results;
+	is_deeply(\%outcome, { 1 => 'answered', 2 => 'in doubt' }, '... nor another request');
+	my %connection = map { $_->{path} => $_->{connection} } events($from, 'request');
+	my %closed;
+	wait_for(sub { %closed = map { $_->{connection} => $_->{at} } events($from, 'close'); 2 == grep { $closed{$_} } values %connection }, 'the end of both connections');
+	cmp_ok($closed{$connection{'/linger'}}, '<', $closed{$connection{'/hang'}} - 1, '... and it is closed meanwhile');
+}
+
 # ---------------------------------------------------------------- letting go
 {
 	for my $function (qw(test_abandon test_leave))

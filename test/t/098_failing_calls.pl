@@ -111,14 +111,8 @@ sub sweep
 
 sweep($_, 'crypto') for grep { !/list|query|check|JWK/ } sort keys %statements;
 sweep('a JWK set', 'crypto');
-# Debian sid's 8.23 keeps one file and 150 kB after OpenSSL has failed below it, and can wait out the statement's time:
-# not yet known whose fault that is, so it is left out there by name (docs/testing.md)
-my ($major, $minor) = `curl-config --version` =~ /(\d+)\.(\d+)/;
-SKIP: {
-	skip 'OpenSSL failing below libcurl 8.15 and later', 1 if $major > 8 || ($major == 8 && $minor >= 15);
-	sweep($_, 'crypto') for 'a check', 'a query';
-	sweep('a query', 'crypto', all_after => 1);
-}
+sweep($_, 'crypto') for 'a list', 'a check', 'a query';
+sweep('a query', 'crypto', all_after => 1);
 sweep($_, 'curl') for 'a list', 'a query', 'a check';
 # not of those that are mostly PostgreSQL reading catalogs and writing tables, which ends the session when it must
 sweep($_, 'malloc') for grep { !/check|JWK/ } sort keys %statements;
