@@ -495,6 +495,12 @@ SELECT fini.detach(:chained, true);
 SELECT count(*) FROM fini.attachment WHERE relation = :chained;
 SELECT own_ref, state FROM fini.submission WHERE relation = :chained AND own_ref = 'K9';
 
+-- what tells of mappings belongs to fini.attachment alone
+CREATE TABLE columnless ();
+CREATE TRIGGER stray AFTER INSERT ON columnless FOR EACH ROW EXECUTE FUNCTION fini._attachment_changed();
+INSERT INTO columnless DEFAULT VALUES;
+DROP TABLE columnless;
+
 -- triggers hold on to the extension
 \set VERBOSITY terse
 DROP EXTENSION fini;

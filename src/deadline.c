@@ -22,6 +22,7 @@
 
 #include "compat.h"
 #include "deadline.h"
+#include "error.h"
 #include "pace.h"
 #include "settings.h"
 
@@ -280,7 +281,8 @@ judge_outlook(FiniSlotShared *slot, const FiniDeadline *deadline)
 	{
 		if (fini_outbox_deadline_event(deadline, "deadline_at_risk", true, false))
 			ereport(WARNING,
-					(errmsg("fini: not all operations of IPO %s are expected to be sent before its deadline: estimated finish %s, deadline %s",
+					(errcode(FINI_ERRCODE_DEADLINE),
+					 errmsg("fini: not all operations of IPO %s are expected to be sent before its deadline: estimated finish %s, deadline %s",
 							deadline->ipo_id, pstrdup(timestamptz_to_str(deadline->finish)),
 							pstrdup(timestamptz_to_str(deadline->deadline)))));
 	}

@@ -21,5 +21,6 @@
 #define FINI_ERRCODE_ENVELOPE			MAKE_SQLSTATE('I','P','0','0','9')	/* ciphertext, key or signature unusable */
 #define FINI_ERRCODE_UNREADABLE			MAKE_SQLSTATE('I','P','0','1','0')	/* answer not understood (of a call that changes nothing) */
 #define FINI_ERRCODE_NOT_ARMED			MAKE_SQLSTATE('I','P','0','1','1')	/* this cluster may not submit */
+#define FINI_ERRCODE_DEADLINE			MAKE_SQLSTATE('I','P','0','1','2')	/* only in the log: a deadline will not be met */
 
 #endif							/* FINI_ERROR_H */

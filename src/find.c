@@ -281,7 +281,7 @@ seek(Look *look, FiniFlight *flight)
 	/* what a change in doubt should say is what its row says */
 	if (batch->operation == FINI_OPERATION_CHANGE && batch->count > 0 && batch->members[0].row.entry == NULL)
 	{
-		fini_outbox_read_rows(batch, flight->context);
+		fini_flight_read_rows(flight);
 		/* a row that cannot be read now is judged after the look */
 		for (int i = 0; i < batch->count; i++)
 			batch->members[i].state = NULL;

@@ -97,6 +97,9 @@ extern List *fini_flight_list(void);
 extern bool fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, JsonbContainer *record,
 									 const char *record_id);
 
+/* for find.c and flight_looked.c, in a transaction: what the members' rows say now, until they are read again */
+extern void fini_flight_read_rows(FiniFlight *flight);
+
 /* for find.c: a look has ended; members that were found have their state, the others were absent */
 extern void fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight);
 

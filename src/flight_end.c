@@ -68,10 +68,16 @@ fini_flight_conclude(FiniSlotShared *slot, FiniFlight *flight)
 	FiniEndpointState *endpoint = fini_flight_endpoint(flight->batch.operation);
 	FiniEndpointState endpoint_before = *endpoint;
 	Ending		ending = {.slot = slot, .flight = flight};
+	char		code[sizeof(flight->call->code)];
+	char		message[sizeof(flight->call->message)];
 
+	memcpy(code, flight->call->code, sizeof(code));
+	memcpy(message, flight->call->message, sizeof(message));
 	if (!fini_flight_guard(slot, flight, "settle request", conclude, &ending))
 	{
 		*endpoint = endpoint_before;
+		memcpy(flight->call->code, code, sizeof(code));
+		memcpy(flight->call->message, message, sizeof(message));
 		return;
 	}
 	tell(slot, flight->call, endpoint);

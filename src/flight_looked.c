@@ -81,6 +81,16 @@ fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, Json
 	return false;
 }
 
+/* what had been read before goes: a look can be repeated as often as the database refuses its end */
+void
+fini_flight_read_rows(FiniFlight *flight)
+{
+	if (flight->rows == NULL)
+		flight->rows = AllocSetContextCreate(flight->context, "fini flight rows", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(flight->rows);
+	fini_outbox_read_rows(&flight->batch, flight->rows);
+}
+
 /* what a look has found has its outcome, what it has not is sent again, or given up */
 static void
 judge(void *arg)
@@ -97,10 +107,7 @@ judge(void *arg)
 	if (flight->batch.count > 0)
 	{
 		/* absent: what is sent now is what the rows say now */
-		if (flight->rows == NULL)
-			flight->rows = AllocSetContextCreate(flight->context, "fini flight rows", ALLOCSET_DEFAULT_SIZES);
-		MemoryContextReset(flight->rows);
-		fini_outbox_read_rows(&flight->batch, flight->rows);
+		fini_flight_read_rows(flight);
 		if (fini_deadline_left(slot, flight->batch.ipo_id) <= 0)
 			again = judge_late(flight);
 		again = must_look_again(flight) || again;

@@ -119,7 +119,7 @@ fini_sql_attachment_changed(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("fini._attachment_changed can only be called as a trigger")));
-	if (!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+	if (!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) || RelationGetDescr(trigger->tg_relation)->natts < 1 ||
 		TupleDescAttr(RelationGetDescr(trigger->tg_relation), 0)->atttypid != REGCLASSOID)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),

@@ -21,7 +21,7 @@ my $say = $ENV{FINI_DEADLINE_ROWS} ? \&diag : \&note;
 my $fini = FiniTest->armed_cluster(
 	gateway => [ '--rate-limit', 0, '--clock-skew', $skew * 1000 ],
 	settings => { 'fini.rate_limit' => 9 * $scale, 'fini.rate_window' => 2000 * $scale, 'fini.batch_size' => $batch, 'fini.deadline_margin' => '500ms',
-		'fini.request_timeout' => '5s' });
+		'fini.request_timeout' => '5s' }, conf => "log_line_prefix = '%m [%p] %e '\n");
 
 # in seconds by FINI's clock
 sub now { return time + $skew }
@@ -122,7 +122,7 @@ my ($warning) = events('deadline_at_risk');
 is($warning->{ipo_id}, '1234', 'NOTIFY: at risk');
 $say->("warned: deadline $warning->{deadline}, estimated finish $warning->{estimated_finish}");
 cmp_ok($warning->{estimated_finish}, 'gt', $warning->{deadline}, 'with an estimate beyond the deadline');
-my $warned = qr/WARNING:  fini: not all operations of IPO 1234 are expected to be sent before its deadline/;
+my $warned = qr/IP012 WARNING:  fini: not all operations of IPO 1234 are expected to be sent before its deadline/;
 like($fini->log_since($log), $warned, 'one line in the log');
 is(progress('1234')->{on_time}, JSON::PP::false, 'fini.progress says so');
 sleep 3;
