@@ -7,7 +7,7 @@ use FiniTest;
 use Test::More;
 
 my $fini = FiniTest->armed_cluster(
-	settings => { 'fini.rate_limit' => 0, 'fini.batch_size' => 50, 'fini.request_timeout' => '2s' },
+	settings => { 'fini.rate_limit' => 0, 'fini.batch_size' => 50, 'fini.request_timeout' => $ENV{FINI_TEST_SLOW} ? '10s' : '2s' },
 	gateway => [ '--rate-limit', 0 ],
 	conf => "restart_after_crash = on\n");
 my $round = 0;
