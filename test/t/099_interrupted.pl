@@ -41,6 +41,8 @@ begin
 		took := extract(epoch from clock_timestamp() - began) * 1000000;
 	end loop;
 	for pass in 1 .. 2 loop
+		-- a connection that is kept alive is there at both ends
+		execute replace(statement, '{n}', what || '-' || pass || '-begin') into got;
 		heap := test_heap();
 		files := test_files();
 		for moment in 0 .. moments - 1 loop
@@ -69,6 +71,7 @@ begin
 			insert into outcome values (what, moment, state, message);
 			commit;
 		end loop;
+		execute replace(statement, '{n}', what || '-' || pass || '-end') into got;
 		insert into measured values (what, pass, test_heap() - heap, test_files() - files);
 	end loop;
 	execute replace(statement, '{n}', what || '-3-0') into got;
