@@ -52,7 +52,7 @@ sub stand
 				'firmID', coalesce(firm_id, current_setting('fini.firm_id')), 'idList', coalesce(id_list, jsonb_build_array(jsonb_build_object(
 				'idType', id_type, 'idCountryJurisdiction', id_country_jurisdiction, 'idNum', id_num, 'fullNameEng', full_name_eng, 'fullNameChi', full_name_chi))))
 			from $table order by $order)
-		to program 'split -l @{[ AT_ONCE ]} -a 4 - "$dir/records"' with (format csv, delimiter e'\\x02', quote e'\\x01')});
+		to program 'env -u LD_PRELOAD split -l @{[ AT_ONCE ]} -a 4 - "$dir/records"' with (format csv, delimiter e'\\x02', quote e'\\x01')});
 	my $loaded = 0;
 	for my $file (sort glob "$dir/records*")
 	{
