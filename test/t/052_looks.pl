@@ -176,6 +176,23 @@ is($fini->sql(q{select fini.retry(own_refs => '{LOST1}')}), 1, 'which puts it ba
 $fini->wait_done;
 agree('after 411002');
 
+# the same of one that FINI refuses, and whose answers are lost under both request IDs: there is no record to be found, so
+# it cannot be told from one that FINI only does not show
+$fini->config(rejectOwnRefs => ['REFUSED1']);
+$fini->faults({ endpoint => 'subscriptions/add', action => 'code-after', status => 400, code => '411002', message => 'duplicate request ID', count => -1 });
+$fini->insert_rows('applications', 'REFUSED', 1);
+$fini->wait_done(undef, 90);
+$fini->clear_faults;
+my $refused = q{select concat_ws(' ', state, error_code) from fini.submission where own_ref = 'REFUSED1'};
+is($fini->sql($refused), 'failed not_found', 'one that FINI has refused without being heard is given up as well');
+is($fini->sql(q{select fini.retry(own_refs => '{REFUSED1}')}), 1, '... put back');
+$fini->wait_done;
+like($fini->sql($refused), qr/^rejected /, '... and then it is rejected');
+$fini->config(rejectOwnRefs => []);
+$fini->sql(q{delete from applications where own_ref = 'REFUSED1'});
+$fini->wait_done;
+agree('after a refusal');
+
 # queries that are refused for good stop until fini.resume, and nothing is concluded meanwhile
 $fini->faults(
 	{ endpoint => 'subscriptions/query', action => 'status-before', status => 403, count => -1 },
