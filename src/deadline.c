@@ -25,6 +25,7 @@
 #include "error.h"
 #include "pace.h"
 #include "settings.h"
+#include "trouble.h"
 
 #define LOOK_AHEAD_US	INT64CONST(2000000)
 #define LOOK_AHEAD_COST 50		/* at most one part in so many of the time */
@@ -48,25 +49,53 @@ static char failing_ipo[256];
 static FiniOperation failing_operation;
 static int64 failing_after;
 
+/* deadlines as they are read */
+typedef struct Deadlines
+{
+	FiniSlotShared *slot;
+	MemoryContext context;
+	List	   *list;
+} Deadlines;
+
+/* what is queued after its deadline */
+typedef struct Late
+{
+	FiniSlotShared *slot;
+	MemoryContext context;
+	int			failed;
+} Late;
+
+static void stop_flight(void *arg);
 static void stop_flights(FiniSlotShared *slot);
 static int	fail_late(FiniSlotShared *slot);
+static void fail_some(void *arg);
 static int	fail_group(const FiniGroup *group, int64 doubt_below);
 static void look_ahead(FiniSlotShared *slot);
+static void judge_outlooks(void *arg);
 static void judge_outlook(FiniSlotShared *slot, const FiniDeadline *deadline);
 static int64 time_left(FiniSlotShared *slot, TimestampTz deadline);
-static void fold(void);
+static void fold(FiniSlotShared *slot);
+static void fold_tally(void *arg);
+static void read_deadlines(void *arg);
 
 void
 fini_deadline_look(FiniSlotShared *slot)
 {
+	char		doing[FINI_TROUBLE_NAME] = "read the deadlines of IPOs";
+	Deadlines	now = {.slot = slot};
+
 	fini_pace_publish(slot);
-	if (deadlines_context == NULL)
-		deadlines_context = AllocSetContextCreate(TopMemoryContext, "fini deadlines", ALLOCSET_SMALL_SIZES);
-	MemoryContextReset(deadlines_context);
-	deadlines = NIL;
-	fini_flight_begin();
-	deadlines = fini_outbox_deadlines(deadlines_context);
-	fini_flight_commit();
+	now.context = AllocSetContextCreate(TopMemoryContext, "fini deadlines", ALLOCSET_SMALL_SIZES);
+	if (!fini_trouble_guard(slot, doing, read_deadlines, &now))
+	{
+		/* those that are known go on being kept */
+		MemoryContextDelete(now.context);
+		return;
+	}
+	if (deadlines_context != NULL)
+		MemoryContextDelete(deadlines_context);
+	deadlines_context = now.context;
+	deadlines = now.list;
 	fail_due_us = 0;
 }
 
@@ -80,7 +109,7 @@ fini_deadline_service(FiniSlotShared *slot)
 	ListCell   *cell;
 
 	if (now >= fold_due_us)
-		fold();
+		fold(slot);
 	foreach(cell, deadlines)
 	{
 		FiniDeadline *deadline = lfirst(cell);
@@ -142,7 +171,23 @@ fini_deadline_stop(FiniSlotShared *slot, FiniFlight *flight)
 
 	if (flight->doubted && flight->call == NULL)
 		flight->call = fini_call_create(fini_outbox_endpoint(flight->batch.operation), NULL);
-	fini_flight_begin();
+	MemoryContextSwitchTo(old);
+	if (!fini_flight_guard(slot, flight, "end what is too late of request", stop_flight, flight))
+	{
+		flight->not_before_us = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
+		return;
+	}
+	if (flight->batch.count == 0)
+		fini_flight_end(flight);
+	fini_flight_settled(slot);
+}
+
+/* may be undone and repeated */
+static void
+stop_flight(void *arg)
+{
+	FiniFlight *flight = arg;
+
 	MemoryContextSwitchTo(flight->context);
 	if (flight->doubted)
 	{
@@ -159,11 +204,6 @@ fini_deadline_stop(FiniSlotShared *slot, FiniFlight *flight)
 		fini_outbox_missed(&flight->batch);
 		flight->batch.count = 0;
 	}
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-	if (flight->batch.count == 0)
-		fini_flight_end(flight);
-	fini_flight_settled(slot);
 }
 
 /* those that wait for their turn to be sent, or sent again */
@@ -189,37 +229,43 @@ stop_flights(FiniSlotShared *slot)
 static int
 fail_late(FiniSlotShared *slot)
 {
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fini late operations", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	FiniPermission permission;
-	int			failed = 0;
+	char		doing[FINI_TROUBLE_NAME] = "fail what is queued after its deadline";
+	Late		late = {.slot = slot};
 
-	fini_flight_begin();
-	MemoryContextSwitchTo(context);
-	permission = fini_outbox_may_send();
-	if (permission.armed)
+	late.context = AllocSetContextCreate(CurrentMemoryContext, "fini late operations", ALLOCSET_DEFAULT_SIZES);
+	if (!fini_trouble_guard(slot, doing, fail_some, &late))
 	{
-		ListCell   *cell;
-
-		/* what is in doubt since a promotion must be known before anything is judged */
-		fini_outbox_adopt_timeline();
-		permission = fini_outbox_may_send();
-		foreach(cell, fini_outbox_groups(context))
-		{
-			FiniGroup  *group = lfirst(cell);
-
-			if (group->deadline != 0 && time_left(slot, group->deadline) <= 0)
-				failed = fail_group(group, permission.doubt_below);
-			if (failed > 0)
-				break;
-		}
+		failing_ipo[0] = '\0';
+		late.failed = 0;
 	}
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(context);
-	if (failed > 0)
+	MemoryContextDelete(late.context);
+	if (late.failed > 0)
 		fini_flight_settled(slot);
-	return failed;
+	return late.failed;
+}
+
+static void
+fail_some(void *arg)
+{
+	Late	   *late = arg;
+	FiniPermission permission;
+	ListCell   *cell;
+
+	MemoryContextSwitchTo(late->context);
+	if (!fini_outbox_may_send().armed)
+		return;
+	/* what is in doubt since a promotion must be known before anything is judged */
+	fini_outbox_adopt_timeline();
+	permission = fini_outbox_may_send();
+	foreach(cell, fini_outbox_groups(late->context))
+	{
+		FiniGroup  *group = lfirst(cell);
+
+		if (group->deadline != 0 && time_left(late->slot, group->deadline) <= 0)
+			late->failed = fail_group(group, permission.doubt_below);
+		if (late->failed > 0)
+			break;
+	}
 }
 
 /* goes on where it left off, past what has just been deleted; from the beginning again once it is through */
@@ -246,18 +292,24 @@ static void
 look_ahead(FiniSlotShared *slot)
 {
 	int64		begin = fini_monotonic_us();
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fini outlook", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	ListCell   *cell;
+	char		doing[FINI_TROUBLE_NAME] = "look ahead to the deadlines of IPOs";
+	Deadlines	outlook = {.slot = slot};
 
 	fini_pace_publish(slot);
-	fini_flight_begin();
-	foreach(cell, fini_outbox_outlook(context))
-		judge_outlook(slot, lfirst(cell));
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(context);
+	outlook.context = AllocSetContextCreate(CurrentMemoryContext, "fini outlook", ALLOCSET_DEFAULT_SIZES);
+	(void) fini_trouble_guard(slot, doing, judge_outlooks, &outlook);
+	MemoryContextDelete(outlook.context);
 	look_ahead_due_us = fini_monotonic_us() + Max(LOOK_AHEAD_US, (fini_monotonic_us() - begin) * LOOK_AHEAD_COST);
+}
+
+static void
+judge_outlooks(void *arg)
+{
+	Deadlines  *outlook = arg;
+	ListCell   *cell;
+
+	foreach(cell, fini_outbox_outlook(outlook->context))
+		judge_outlook(outlook->slot, lfirst(cell));
 }
 
 static void
@@ -303,10 +355,24 @@ time_left(FiniSlotShared *slot, TimestampTz deadline)
 
 /* fini.tally; from time to time */
 static void
-fold(void)
+fold(FiniSlotShared *slot)
 {
-	fini_flight_begin();
-	fini_outbox_fold_tally();
-	fini_flight_commit();
+	char		doing[FINI_TROUBLE_NAME] = "add up fini.tally";
+
+	(void) fini_trouble_guard(slot, doing, fold_tally, NULL);
 	fold_due_us = fini_monotonic_us() + FOLD_US;
+}
+
+static void
+fold_tally(void *arg)
+{
+	fini_outbox_fold_tally();
+}
+
+static void
+read_deadlines(void *arg)
+{
+	Deadlines  *now = arg;
+
+	now->list = fini_outbox_deadlines(now->context);
 }

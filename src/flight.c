@@ -39,6 +39,7 @@ typedef struct Recovery
 } Recovery;
 
 static void recover(void *arg);
+static void read_permission(void *arg);
 static void write_late(void *arg);
 static bool claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket);
 static void send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTicket *ticket);
@@ -80,14 +81,12 @@ fini_flight_recover(FiniSlotShared *slot)
 }
 
 bool
-fini_flight_may_send(void)
+fini_flight_may_send(FiniSlotShared *slot)
 {
-	FiniPermission permission;
+	char		doing[FINI_TROUBLE_NAME] = "see whether requests may be sent";
+	FiniPermission permission = {0};
 
-	fini_flight_begin();
-	permission = fini_outbox_may_send();
-	fini_flight_commit();
-	return permission.armed && !permission.paused;
+	return fini_trouble_guard(slot, doing, read_permission, &permission) && permission.armed && !permission.paused;
 }
 
 void
@@ -155,7 +154,7 @@ fini_flight_dispatch(FiniSlotShared *slot)
 			break;
 
 		/* a look at an empty queue is no use of the token, which lapses when nobody calls */
-		if (ready == NULL && flights == NIL && fini_flight_queue_is_empty(&next_due_us))
+		if (ready == NULL && flights == NIL && fini_flight_queue_is_empty(slot, &next_due_us))
 		{
 			work = false;
 			break;
@@ -336,6 +335,12 @@ recover(void *arg)
 
 	fini_outbox_adopt_timeline();
 	recovery->batches = fini_outbox_recover(recovery->context);
+}
+
+static void
+read_permission(void *arg)
+{
+	*(FiniPermission *) arg = fini_outbox_may_send();
 }
 
 static void

@@ -49,8 +49,8 @@ typedef struct FiniFlight
 /* take over what a former worker left open, before anything is claimed; false: to be tried again */
 extern bool fini_flight_recover(FiniSlotShared *slot);
 
-/* may anything be sent, by what the database says? */
-extern bool fini_flight_may_send(void);
+/* may anything be sent, by what the database says? not where it says nothing */
+extern bool fini_flight_may_send(FiniSlotShared *slot);
 
 /* outcomes that a table would not take when it was time */
 extern void fini_flight_write_late(FiniSlotShared *slot);
@@ -111,7 +111,7 @@ extern void fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight);
 extern bool fini_flight_claim(FiniSlotShared *slot, FiniFlight **flight, int64 *next_due_us);
 
 /* and if so, when it is worth another look (0: when something comes) */
-extern bool fini_flight_queue_is_empty(int64 *next_due_us);
+extern bool fini_flight_queue_is_empty(FiniSlotShared *slot, int64 *next_due_us);
 
 /* for flight.c: write what became of a request that was answered; what the database refuses stays unsettled */
 extern void fini_flight_conclude(FiniSlotShared *slot, FiniFlight *flight);

@@ -29,6 +29,15 @@ typedef struct Claim
 	int64		next_due_us;	/* when it is worth another try; PG_INT64_MAX: when something comes */
 } Claim;
 
+/* what a look at the queue has shown */
+typedef struct QueueLook
+{
+	MemoryContext context;
+	bool		empty;
+	int64		due;			/* if so: microseconds until something deferred is due, -1: nothing is */
+} QueueLook;
+
+static void look_at_queue(void *arg);
 static void claim(void *arg);
 static bool may_claim(Claim *what, const FiniGroup *group, int64 doubt_below, int64 now);
 static int	flights_of(const FiniGroup *group);
@@ -36,22 +45,20 @@ static bool claim_group(FiniFlight *flight, const FiniGroup *group);
 static int	batch_limit(FiniOperation operation);
 
 bool
-fini_flight_queue_is_empty(int64 *next_due_us)
+fini_flight_queue_is_empty(FiniSlotShared *slot, int64 *next_due_us)
 {
-	MemoryContext old = CurrentMemoryContext;
-	bool		empty;
+	char		doing[FINI_TROUBLE_NAME] = "look at the queue";
+	QueueLook	look = {.context = CurrentMemoryContext, .due = -1};
 
-	fini_flight_begin();
-	empty = fini_outbox_groups(old) == NIL;
-	if (empty)
+	/* as good as empty, until it is looked at again */
+	if (!fini_trouble_guard(slot, doing, look_at_queue, &look))
 	{
-		int64		due = fini_outbox_next_due();
-
-		*next_due_us = due < 0 ? 0 : fini_monotonic_us() + due;
+		*next_due_us = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
+		return true;
 	}
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-	return empty;
+	if (look.empty)
+		*next_due_us = look.due < 0 ? 0 : fini_monotonic_us() + look.due;
+	return look.empty;
 }
 
 bool
@@ -82,6 +89,16 @@ fini_flight_claim(FiniSlotShared *slot, FiniFlight **dst, int64 *next_due_us)
 	else
 		MemoryContextDelete(context);
 	return done && what.claimed;
+}
+
+static void
+look_at_queue(void *arg)
+{
+	QueueLook  *look = arg;
+
+	look->empty = fini_outbox_groups(look->context) == NIL;
+	if (look->empty)
+		look->due = fini_outbox_next_due();
 }
 
 static void

@@ -36,10 +36,13 @@
 #include "textmap.h"
 #include "throttle.h"
 #include "token.h"
+#include "trouble.h"
 
 #define MIN_PAUSE_US	INT64CONST(200000)
 #define MAX_PAUSE_US	INT64CONST(30000000)
 #define MAX_LOOKS		3		/* pages in a row that were not to be had, until others have their turn */
+
+#define CLAIM			"claim confirmations of funding"	/* work that the database can refuse */
 
 #define CONFIRM			"20"
 #define REJECT			"30"
@@ -62,6 +65,7 @@ static struct
 	FiniCall   *call;			/* under way; NULL: none */
 } hand;
 
+static bool recovered = false;	/* what a former worker left has been taken over */
 static bool stopped = false;	/* refused for good; until fini.resume */
 static bool work = true;		/* there may be something open */
 static int	failures[2] = {0};	/* in a row, of confirmations and of looks */
@@ -70,11 +74,22 @@ static int64 not_before_us = 0;
 static int64 next_due_us = 0;	/* when something deferred becomes due; 0: nothing */
 static int64 throttle_until_us = 0;
 
-static bool take_up(void);
+/* what is next */
+typedef struct TakeUp
+{
+	MemoryContext context;
+	bool		found;
+	int64		due;			/* if not: microseconds until something deferred is due, -1: nothing is */
+} TakeUp;
+
+static void recover(void *arg);
+static bool take_up(FiniSlotShared *slot);
+static void read_next(void *arg);
 static void seek(void);
 static void put_down(void);
 static bool begin_call(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket);
-static bool claim(void);
+static bool claim(FiniSlotShared *slot);
+static void claim_batch(void *arg);
 static FiniCall *build(void);
 static bool take_page(FiniAnswer *answer);
 static void judge_look(void);
@@ -87,29 +102,24 @@ static void pause_for(const FiniCall *call, bool looking);
 static int64 pause_after(int n);
 
 void
-fini_funding_recover(void)
-{
-	fini_flight_begin();
-	fini_funding_outbox_recover();
-	fini_flight_commit();
-}
-
-void
 fini_funding_dispatch(FiniSlotShared *slot)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fini funding dispatch", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	FiniAccess *access = fini_secret_alloc(sizeof(FiniAccess));
+	char		doing[FINI_TROUBLE_NAME] = "take over confirmations of funding";
 
 	throttle_until_us = 0;
 	if (next_due_us != 0 && fini_monotonic_us() >= next_due_us)
 		work = true;
-	while (hand.call == NULL && !stopped && fini_monotonic_us() >= not_before_us)
+	if (!recovered)
+		recovered = fini_trouble_guard(slot, doing, recover, NULL);
+	while (recovered && hand.call == NULL && !stopped && fini_monotonic_us() >= not_before_us)
 	{
 		FiniTicket	ticket;
 		int64		wait;
 
-		if (hand.context == NULL && (!work || !take_up()))
+		if (hand.context == NULL && (!work || !take_up(slot)))
 			break;
 
 		/* what was seen before a long pause is not to be relied on */
@@ -222,34 +232,57 @@ fini_funding_busy(void)
 	return hand.call != NULL;
 }
 
-/* take the confirmations whose turn it is in hand; false: there are none */
-static bool
-take_up(void)
+/* what a former worker left */
+static void
+recover(void *arg)
 {
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "fini funding", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = CurrentMemoryContext;
-	int64		due = -1;
-	bool		found;
+	fini_funding_outbox_recover();
+}
 
-	fini_flight_begin();
-	found = fini_funding_outbox_next(&hand.batch, batch_limit > 0 ? Min(batch_limit, fini_guc_batch_size) : fini_guc_batch_size, context);
-	if (!found)
-		due = fini_funding_outbox_next_due();
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
+/* take the confirmations whose turn it is in hand; false: there are none, or they cannot be read now */
+static bool
+take_up(FiniSlotShared *slot)
+{
+	char		doing[FINI_TROUBLE_NAME] = "take up confirmations of funding";
+	TakeUp		taken = {.due = -1};
 
-	next_due_us = due < 0 ? 0 : fini_monotonic_us() + due;
-	if (!found)
+	/* what could not be claimed need not be looked for before that is worth another try */
+	if (fini_trouble_waits(CLAIM))
 	{
 		work = false;
-		MemoryContextDelete(context);
+		next_due_us = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
 		return false;
 	}
-	hand.context = context;
+	taken.context = AllocSetContextCreate(TopMemoryContext, "fini funding", ALLOCSET_DEFAULT_SIZES);
+	if (!fini_trouble_guard(slot, doing, read_next, &taken))
+	{
+		memset(&hand, 0, sizeof(hand));
+		taken.found = false;
+		taken.due = Max(1, fini_trouble_timeout()) * 1000;
+	}
+	next_due_us = taken.due < 0 ? 0 : fini_monotonic_us() + taken.due;
+	if (!taken.found)
+	{
+		work = false;
+		MemoryContextDelete(taken.context);
+		return false;
+	}
+	hand.context = taken.context;
 	memset(&hand.pages, 0, sizeof(hand.pages));
 	hand.looked_us = 0;
 	seek();
 	return true;
+}
+
+static void
+read_next(void *arg)
+{
+	TakeUp	   *taken = arg;
+
+	taken->found = fini_funding_outbox_next(&hand.batch, batch_limit > 0 ? Min(batch_limit, fini_guc_batch_size) : fini_guc_batch_size,
+											taken->context);
+	if (!taken->found)
+		taken->due = fini_funding_outbox_next_due();
 }
 
 /* members by their reference */
@@ -284,7 +317,7 @@ begin_call(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 
 	if (hand.looked_us == 0)
 		call = fini_query_funding_page(hand.batch.ipo_id, hand.pages.n > 0 ? hand.pages.cursor : NULL);
-	else if (claim())
+	else if (claim(slot))
 		call = build();
 	else
 	{
@@ -300,24 +333,29 @@ begin_call(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 	return true;
 }
 
-/* durable before the first byte leaves; false: nothing may be sent, or nothing is left */
+/* durable before the first byte leaves; false: nothing may be sent, or nothing is left, or it cannot be written now */
 static bool
-claim(void)
+claim(FiniSlotShared *slot)
 {
-	MemoryContext old = CurrentMemoryContext;
+	char		doing[FINI_TROUBLE_NAME] = CLAIM;
+
+	if (!fini_trouble_guard(slot, doing, claim_batch, NULL))
+		return false;
+	seek();
+	return hand.batch.count > 0;
+}
+
+static void
+claim_batch(void *arg)
+{
 	FiniPermission permission;
 
-	fini_flight_begin();
 	MemoryContextSwitchTo(hand.context);
 	permission = fini_outbox_may_send();
 	if (permission.armed && !permission.paused)
 		fini_funding_outbox_claim(&hand.batch);
 	else
 		hand.batch.count = 0;
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-	seek();
-	return hand.batch.count > 0;
 }
 
 /* what FINI has listed can be sent back to it: no character of it lacks an equivalent in UTF-8 */

@@ -14,9 +14,6 @@
 #include "http.h"
 #include "shared.h"
 
-/* take over what a former worker left open; once, before anything is sent */
-extern void fini_funding_recover(void);
-
 /* look, claim and send what can be */
 extern void fini_funding_dispatch(FiniSlotShared *slot);
 

@@ -45,7 +45,11 @@
 /* outcomes that a session writes at once: it may ask for a million */
 #define PORTION			5000
 
-/* how long the triggers of a table may hold the worker up, for one batch */
+/*
+ * How long the triggers of a table may hold the worker up, for one batch; less
+ * where fini.table_timeout is.  Not more where that is longer: reading a row can
+ * keep it from being sent, but what is written here has been decided.
+ */
 #define USER_CODE_MS	5000
 
 PG_FUNCTION_INFO_V1(fini_sql_write_back);

@@ -28,6 +28,7 @@
 #include "settings.h"
 #include "throttle.h"
 #include "token.h"
+#include "trouble.h"
 
 #define QUEUE_SHARE			9	/* requests of the queue for each page, while it has a backlog */
 #define LONGEST_WAIT_US		INT64CONST(60000000)	/* for a queue that has a backlog and sends nothing */
@@ -54,7 +55,8 @@ static int64 page_sent_us = 0;
 static int64 sends_before = 0;	/* of the queue, up to the last page */
 static int64 throttle_until_us = 0;
 
-static void look(void);
+static void look(FiniSlotShared *slot);
+static void next_run(void *arg);
 static bool has_turn(bool first);
 static int64 pace_us(void);
 static void send_page(FiniSlotShared *slot);
@@ -78,7 +80,7 @@ fini_reconcile_service(FiniSlotShared *slot, bool first)
 	if (call != NULL)
 		return;
 	if (run_id == 0 && (arrived || (due_us != 0 && now >= due_us)) && now - looked_us >= LOOK_US)
-		look();
+		look(slot);
 	if (run_id == 0 || !has_turn(first))
 		return;
 	if (phase == FINI_RECONCILE_PAGES)
@@ -161,18 +163,33 @@ fini_reconcile_timeout(void)
 
 /* which run is next? */
 static void
-look(void)
+look(FiniSlotShared *slot)
 {
-	MemoryContext old = CurrentMemoryContext;
-	int64		wait_us;
-	int64		next;
+	char		doing[FINI_TROUBLE_NAME] = "look for reconciliation runs";
+	int64		wait_us = 0;
 
 	arrived = false;
 	looked_us = fini_monotonic_us();
 	due_us = 0;
-	fini_flight_begin();
-	next = fini_reconcile_next(&wait_us);
-	if (next != 0 && wait_us == 0)
+	if (!fini_trouble_guard(slot, doing, next_run, &wait_us))
+	{
+		run_id = 0;
+		wait_us = Max(1, fini_trouble_timeout()) * 1000;
+	}
+	if (wait_us > 0)
+		due_us = looked_us + wait_us;
+}
+
+/* take it up, or tell when there will be one */
+static void
+next_run(void *arg)
+{
+	int64	   *wait_us = arg;
+	int64		next = fini_reconcile_next(wait_us);
+
+	if (next == 0)
+		*wait_us = 0;
+	else if (*wait_us == 0)
 	{
 		FiniReconcile *run = fini_reconcile_load(next);
 
@@ -182,12 +199,8 @@ look(void)
 			phase = run->phase;
 		}
 		else
-			wait_us = LOOK_US;	/* somebody is about to end it */
+			*wait_us = LOOK_US;	/* somebody is about to end it */
 	}
-	if (next != 0 && run_id == 0)
-		due_us = looked_us + wait_us;
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
 }
 
 static bool

@@ -252,7 +252,7 @@ run(void)
 			looked_us = fini_monotonic_us();
 			if (fits)
 			{
-				may_send = fini_flight_may_send();
+				may_send = fini_flight_may_send(slot);
 				fini_flight_write_late(slot);
 				fini_deadline_look(slot);
 				fini_flight_work_arrived();
@@ -270,11 +270,7 @@ run(void)
 		if (may_send)
 		{
 			if (!recovered)
-			{
 				recovered = fini_flight_recover(slot);
-				if (recovered)
-					fini_funding_recover();
-			}
 		}
 		if (recovered)
 			fini_flight_settle_late(slot);

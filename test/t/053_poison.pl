@@ -132,6 +132,30 @@ for my $moment ('what was in doubt has been found', 'operations are claimed')
 	};
 }
 
+# so do its looks at the queue, the deadlines and the counts
+holds 'tables that are only read are locked for long' => sub {
+	my $of_worker = q{select pid from pg_stat_activity where backend_type = 'fini worker' and datname = 'postgres'};
+	my $worker = $fini->sql('select worker_pid from fini.status');
+	$fini->new_table('kept_out');
+	$fini->sql(q{select fini.set_deadline('1234', now() + interval '1 day')});
+	$fini->sql('select fini.pause()');
+	$fini->insert_rows('kept_out', 'KEPT', 20);
+	my $holder = $node->background_psql('postgres');
+	$holder->query_safe('begin; lock table fini.queue, fini.deadline, fini.tally, fini.funding_confirmation, fini.reconcile_run in access exclusive mode;');
+	my $log = $fini->log_position;
+	$fini->sql('select fini.resume()');
+	$fini->wait_for(sub { lines($log, 'LOG: .*fini: could not ') }, 'the worker to give up waiting', 60);
+	# as long again
+	my $until = time + 12;
+	$fini->wait_for(sub { time > $until || $fini->sql($of_worker) ne $worker }, 'some more looks');
+	is($fini->sql($of_worker), $worker, 'the worker goes on');
+	is(lines($log, 'LOG: .*fini: could not '), 1, 'one line in the log');
+	$holder->query_safe('commit;');
+	$holder->quit;
+	$fini->wait_for(q{select count(*) = 20 from fini.submission where own_ref like 'KEPT%' and state = 'accepted'}, 'the rows to be accepted', 90);
+	$fini->sql(q{select fini.set_deadline('1234', null)});
+};
+
 # only the user's table is
 holds "a full disk under the user's table" => sub {
 	$fini->new_table('crowded', 'roomy');
