@@ -39,7 +39,8 @@ fini_call_create(FiniEndpointId endpoint, const char *path)
 	call->path = path != NULL ? MemoryContextStrdup(context, path) : fini_endpoint(endpoint)->path;
 	call->sealed = fini_endpoint(endpoint)->sealed;
 	call->ticket.company = -1;
-	fini_envelope_request_id(call->request_id);
+	if (call->sealed)
+		fini_envelope_request_id(call->request_id);
 	return call;
 }
 
@@ -289,6 +290,9 @@ prepare(FiniCall *call, FiniAccess *access)
 		call->http.send_until_us = call->send_until_us;
 		if (call->sealed)
 		{
+			/* one that is sealed though its endpoint's calls are not */
+			if (call->request_id[0] == '\0')
+				fini_envelope_request_id(call->request_id);
 			call->envelope = fini_envelope_seal(call->payload->data, call->payload->len,
 												call->request_id,
 												access->public_key, access->public_key_len,

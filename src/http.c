@@ -32,8 +32,6 @@ static void initialise(void);
 static void process_exits(int code, Datum arg);
 static void watch_connection_settings(void);
 
-/* what decides whether an open connection may serve the next request; NULL: nothing started yet */
-static char *connection_settings = NULL;
 static bool initialised = false;
 
 void
@@ -213,19 +211,13 @@ process_exits(int code, Datum arg)
 static void
 watch_connection_settings(void)
 {
-	char	   *now = psprintf("%s\n%s\n%s\n%s\n%s", fini_guc_ca_file, fini_guc_client_cert_file,
-							   fini_guc_client_key_file, fini_guc_pinned_public_key, fini_guc_proxy);
+	static char **const settings[] = {
+		&fini_guc_ca_file, &fini_guc_client_cert_file, &fini_guc_client_key_file, &fini_guc_pinned_public_key, &fini_guc_proxy
+	};
+	static char *noted[lengthof(settings)];
 
-	if (connection_settings == NULL || strcmp(connection_settings, now) != 0)
-	{
-		char	   *copy = MemoryContextStrdup(TopMemoryContext, now);
-
-		if (connection_settings != NULL)
-		{
-			pfree(connection_settings);
-			fini_http_reset();
-		}
-		connection_settings = copy;
-	}
-	pfree(now);
+	if (!fini_settings_differ(lengthof(settings), settings, noted))
+		return;
+	fini_http_reset();
+	fini_settings_note(lengthof(settings), settings, noted);
 }

@@ -55,10 +55,13 @@ void
 fini_loop_open(void)
 {
 	static bool library_ready = false;
+	static int	max_connects = 0;
 	sigset_t	saved;
 	bool		ok;
 
 	fini_sockets_make_room(transfer_count + 1);
+	if (multi != NULL && max_connects == fini_guc_max_in_flight)
+		return;
 	enter_libcurl(&saved);
 	if (!library_ready)
 		library_ready = curl_global_init_mem(CURL_GLOBAL_DEFAULT, malloc, free_cleansed, realloc_cleansed,
@@ -75,6 +78,7 @@ fini_loop_open(void)
 	{
 		curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) fini_guc_max_in_flight);
 		(void) curl_multi_setopt(multi, MULTI_QUICK_EXIT, 1L);
+		max_connects = fini_guc_max_in_flight;
 	}
 	leave_libcurl(&saved);
 
@@ -136,13 +140,16 @@ fini_loop_add(FiniTransfer *transfer)
 void
 fini_loop_remove(FiniTransfer *transfer)
 {
-	sigset_t	saved;
+	if (!transfer->finished)
+	{
+		sigset_t	saved;
 
-	enter_libcurl(&saved);
-	curl_multi_remove_handle(multi, transfer->easy);
+		enter_libcurl(&saved);
+		curl_multi_remove_handle(multi, transfer->easy);
+		leave_libcurl(&saved);
+	}
 	dlist_delete(&transfer->node);
 	transfer_count--;
-	leave_libcurl(&saved);
 	if (transfer_count == 0 && (close_when_idle || fini_sockets_count() > 0))
 		fini_loop_close_connections();
 }
@@ -194,12 +201,16 @@ fini_loop_drive(void)
 	sigset_t	saved;
 	CURLMcode	problem = CURLM_OK;
 	curl_socket_t closing;
+	int64		due_us;
 	int			count;
 	int			left;
 
 	if (dlist_is_empty(&running))
 		return;
 	count = fini_sockets_look();
+	due_us = Min(timer_due_us < 0 ? PG_INT64_MAX : timer_due_us, fini_sockets_closing_due());
+	if (count == 0 && (due_us == PG_INT64_MAX || fini_monotonic_us() < due_us))
+		return;
 	enter_libcurl(&saved);
 	for (int i = 0; i < count && problem == CURLM_OK; i++)
 	{
@@ -292,6 +303,7 @@ finish(FiniTransfer *transfer, CURLcode result)
 	if (fini_transfer_begin_anew(transfer) && curl_multi_add_handle(multi, transfer->easy) == CURLM_OK)
 		return;
 	transfer->result = result;
+	transfer->finished = true;
 	dlist_delete(&transfer->node);
 	dlist_push_tail(&done, &transfer->node);
 }

@@ -52,7 +52,8 @@ typedef struct FiniTransfer
 	bool		too_late;		/* it was about to send after the time given */
 	char		message[CURL_ERROR_SIZE];
 
-	CURLcode	result;			/* when done */
+	bool		finished;		/* libcurl has let go of it */
+	CURLcode	result;			/* then */
 } FiniTransfer;
 
 /* http_transfer.c */

@@ -47,8 +47,16 @@ static LoopSocket *waited = NULL;	/* what is in it, in its order */
 static int	waited_count = 0;
 static bool wait_set_stale = true;	/* it must not be used again, whatever is in it */
 
+/* of a connection; they stay as they are while it is open */
+typedef struct OpenSocket
+{
+	curl_socket_t fd;			/* CURL_SOCKET_BAD: not known */
+	int			local_port;		/* 0: not asked for yet */
+	int			remote_port;
+} OpenSocket;
+
 static int	open_sockets = 0;	/* by libcurl */
-static curl_socket_t open_fds[MAX_SOCKETS]; /* the first of them */
+static OpenSocket opened[MAX_SOCKETS];	/* the first of them */
 static int	reported_sockets = 0;	/* to fd.c */
 
 static void prepare_wait_set(void);
@@ -223,7 +231,7 @@ void
 fini_sockets_opened(curl_socket_t fd)
 {
 	if (open_sockets < MAX_SOCKETS)
-		open_fds[open_sockets] = fd;
+		opened[open_sockets] = (OpenSocket) {.fd = fd};
 	open_sockets++;
 	wait_set_stale = true;
 }
@@ -235,11 +243,11 @@ fini_sockets_closed(curl_socket_t fd)
 
 	for (int i = 0; i < known; i++)
 	{
-		if (open_fds[i] != fd)
+		if (opened[i].fd != fd)
 			continue;
-		open_fds[i] = open_fds[known - 1];
+		opened[i] = opened[known - 1];
 		/* of those beyond the list, if any, none is known to take its place */
-		open_fds[known - 1] = CURL_SOCKET_BAD;
+		opened[known - 1].fd = CURL_SOCKET_BAD;
 		break;
 	}
 	open_sockets--;
@@ -252,9 +260,17 @@ fini_sockets_of(int local_port, int remote_port)
 {
 	for (int i = 0; i < Min(open_sockets, MAX_SOCKETS); i++)
 	{
-		if (open_fds[i] != CURL_SOCKET_BAD && port_of(open_fds[i], getsockname) == local_port &&
-			port_of(open_fds[i], getpeername) == remote_port)
-			return open_fds[i];
+		OpenSocket *socket = &opened[i];
+
+		if (socket->fd == CURL_SOCKET_BAD)
+			continue;
+		if (socket->local_port <= 0 || socket->remote_port <= 0)
+		{
+			socket->local_port = port_of(socket->fd, getsockname);
+			socket->remote_port = port_of(socket->fd, getpeername);
+		}
+		if (socket->local_port == local_port && socket->remote_port == remote_port)
+			return socket->fd;
 	}
 	return CURL_SOCKET_BAD;
 }
@@ -324,7 +340,7 @@ is_connection(curl_socket_t fd)
 {
 	for (int i = 0; i < Min(open_sockets, MAX_SOCKETS); i++)
 	{
-		if (open_fds[i] == fd)
+		if (opened[i].fd == fd)
 			return true;
 	}
 	return false;

@@ -17,6 +17,7 @@
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 
 #include "error.h"
 #include "settings.h"
@@ -71,6 +72,7 @@ static void define_int(const char *name, const char *shown, const char *detail,
 					   int *variable, int value, int min, int max, int flags);
 static void assign_encrypted_fields(const char *newval, void *extra);
 static void require(const char *name, const char *value);
+static void compute_fingerprint(uint8 dst[32]);
 static void digest_string(EVP_MD_CTX *context, const char *value, bool *ok);
 
 void
@@ -151,35 +153,54 @@ fini_settings_require(void)
 				 errhint("A client certificate needs both; without one, set neither.")));
 }
 
+/*
+ * Asked for twice by each call, and hashing takes a microsecond or two: so the
+ * last one is kept, with the settings that it was made of.
+ */
 void
 fini_settings_fingerprint(uint8 dst[32])
 {
-	char	   *token_url = fini_settings_token_url();
-	EVP_MD_CTX *context = EVP_MD_CTX_new();
-	unsigned int len = 0;
-	bool		ok = context != NULL && EVP_DigestInit_ex(context, EVP_sha256(), NULL) == 1;
+	static char **const parts[] = {
+		&fini_guc_base_url, &fini_guc_token_url, &fini_guc_agent_issuer, &fini_guc_agent_subject, &fini_guc_agent_key_file,
+		&fini_guc_machine_id, &fini_guc_machine_key_file, &fini_guc_client_assertion_type, &fini_guc_ca_file,
+		&fini_guc_client_cert_file, &fini_guc_client_key_file, &fini_guc_pinned_public_key, &fini_guc_proxy
+	};
+	static char *noted[lengthof(parts)];
+	static uint8 kept[32];
 
-	/* nothing from here to the release of the context can raise an error */
-	digest_string(context, fini_guc_base_url, &ok);
-	digest_string(context, token_url, &ok);
-	digest_string(context, fini_guc_agent_issuer, &ok);
-	digest_string(context, fini_guc_agent_subject, &ok);
-	digest_string(context, fini_guc_agent_key_file, &ok);
-	digest_string(context, fini_guc_machine_id, &ok);
-	digest_string(context, fini_guc_machine_key_file, &ok);
-	digest_string(context, fini_guc_client_assertion_type, &ok);
-	digest_string(context, fini_guc_ca_file, &ok);
-	digest_string(context, fini_guc_client_cert_file, &ok);
-	digest_string(context, fini_guc_client_key_file, &ok);
-	digest_string(context, fini_guc_pinned_public_key, &ok);
-	digest_string(context, fini_guc_proxy, &ok);
-	ok = ok && EVP_DigestFinal_ex(context, dst, &len) == 1 && len == 32;
-	EVP_MD_CTX_free(context);
-	pfree(token_url);
-	if (!ok)
-		ereport(ERROR,
-				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
-				 errmsg("could not compute the fingerprint of the settings")));
+	if (fini_settings_differ(lengthof(parts), parts, noted))
+	{
+		compute_fingerprint(kept);
+		fini_settings_note(lengthof(parts), parts, noted);
+	}
+	memcpy(dst, kept, sizeof(kept));
+}
+
+bool
+fini_settings_differ(int n, char **const *settings, char *const *noted)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (noted[i] == NULL || strcmp(noted[i], *settings[i]) != 0)
+			return true;
+	}
+	return false;
+}
+
+void
+fini_settings_note(int n, char **const *settings, char **noted)
+{
+	/* the first one last: until all are noted, none is */
+	for (int i = 0; i < n; i++)
+	{
+		char	   *old = noted[i];
+
+		noted[i] = NULL;
+		if (old != NULL)
+			pfree(old);
+	}
+	for (int i = n - 1; i >= 0; i--)
+		noted[i] = MemoryContextStrdup(TopMemoryContext, *settings[i]);
 }
 
 int
@@ -363,6 +384,37 @@ require(const char *name, const char *value)
 }
 
 /* the length goes first, so that no two lists of values read the same */
+static void
+compute_fingerprint(uint8 dst[32])
+{
+	char	   *token_url = fini_settings_token_url();
+	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	unsigned int len = 0;
+	bool		ok = context != NULL && EVP_DigestInit_ex(context, EVP_sha256(), NULL) == 1;
+
+	/* nothing from here to the release of the context can raise an error */
+	digest_string(context, fini_guc_base_url, &ok);
+	digest_string(context, token_url, &ok);
+	digest_string(context, fini_guc_agent_issuer, &ok);
+	digest_string(context, fini_guc_agent_subject, &ok);
+	digest_string(context, fini_guc_agent_key_file, &ok);
+	digest_string(context, fini_guc_machine_id, &ok);
+	digest_string(context, fini_guc_machine_key_file, &ok);
+	digest_string(context, fini_guc_client_assertion_type, &ok);
+	digest_string(context, fini_guc_ca_file, &ok);
+	digest_string(context, fini_guc_client_cert_file, &ok);
+	digest_string(context, fini_guc_client_key_file, &ok);
+	digest_string(context, fini_guc_pinned_public_key, &ok);
+	digest_string(context, fini_guc_proxy, &ok);
+	ok = ok && EVP_DigestFinal_ex(context, dst, &len) == 1 && len == 32;
+	EVP_MD_CTX_free(context);
+	pfree(token_url);
+	if (!ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
+				 errmsg("could not compute the fingerprint of the settings")));
+}
+
 static void
 digest_string(EVP_MD_CTX *context, const char *value, bool *ok)
 {

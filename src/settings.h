@@ -58,6 +58,14 @@ extern void fini_settings_require(void);
  */
 extern void fini_settings_fingerprint(uint8 dst[32]);
 
+/*
+ * For what is derived from settings and kept: does one of n settings differ
+ * from what was noted of it (NULL: nothing yet)?  Whoever acts on that notes
+ * them afterwards, so that an error on the way makes them differ again.
+ */
+extern bool fini_settings_differ(int n, char **const *settings, char *const *noted);
+extern void fini_settings_note(int n, char **const *settings, char **noted);
+
 /* fini.encrypted_fields, parsed by its check hook: n names */
 extern int	fini_settings_encrypted_fields(const char *const **names);
 
