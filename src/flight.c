@@ -256,6 +256,12 @@ fini_flight_backlog(void)
 	return work || throttle_until_us != 0;
 }
 
+bool
+fini_flight_throttled(void)
+{
+	return throttle_until_us > fini_monotonic_us();
+}
+
 int64
 fini_flight_sends(void)
 {

@@ -86,6 +86,9 @@ extern long fini_flight_timeout(void);
 extern int	fini_flight_count(void);
 extern int	fini_flight_sent(void);
 
+/* the throttle turned the last dispatch away, and would do so now */
+extern bool fini_flight_throttled(void);
+
 /* for what gives way to the queue: after the last dispatch, was there more to send; and how many were sent in all */
 extern bool fini_flight_backlog(void);
 extern int64 fini_flight_sends(void);

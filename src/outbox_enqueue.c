@@ -160,7 +160,7 @@ fini_outbox_inserted(Oid relid, int n, char **own_refs, char **ipo_ids)
 
 	fini_store_add(store, relid, fini_outbox_operation_name(FINI_OPERATION_ADD), n, own_refs, kept_ipo_ids(n, ipo_ids));
 	fini_store_close(store);
-	fini_shared_wake_at_commit();
+	fini_shared_work_at_commit();
 }
 
 void
@@ -169,7 +169,7 @@ fini_outbox_updated(Oid relid, int n, char **own_refs, char **ipo_ids)
 	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), fini_outbox_text_array(n, kept_ipo_ids(n, ipo_ids))};
 
 	(void) fini_outbox_execute(&update_statement, values, NULL, 0);
-	fini_shared_wake_at_commit();
+	fini_shared_work_at_commit();
 }
 
 void
@@ -187,7 +187,7 @@ fini_outbox_moved(Oid relid, int n, char **old_refs, char **own_refs, char **ipo
 						   fini_outbox_column(0, 1, CurrentMemoryContext)),
 				 errhint("Delete the row, which withdraws the application, and insert a new one.")));
 	(void) fini_outbox_execute(&insert_moved_statement, values, NULL, 0);
-	fini_shared_wake_at_commit();
+	fini_shared_work_at_commit();
 }
 
 void
@@ -214,7 +214,7 @@ fini_outbox_submit(Oid relid, int n, char **own_refs, char **ipo_ids)
 	Datum		values[3] = {ObjectIdGetDatum(relid), fini_outbox_text_array(n, own_refs), fini_outbox_text_array(n, kept_ipo_ids(n, ipo_ids))};
 
 	(void) fini_outbox_execute(&submit_statement, values, NULL, 0);
-	fini_shared_wake_at_commit();
+	fini_shared_work_at_commit();
 	return (int64) SPI_processed;
 }
 
@@ -270,6 +270,6 @@ withdraw(Oid relid, Datum own_refs, bool write_back)
 	SPI_freetuptable(SPI_tuptable);
 	if (write_back && n > 0)
 		fini_outbox_write_back(n, ids);
-	fini_shared_wake_at_commit();
+	fini_shared_work_at_commit();
 	return concerned;
 }

@@ -35,11 +35,14 @@ static bool preloaded = false;
 static FiniSlotShared *my_slot = NULL;
 static bool is_worker = false;
 static bool wake_at_commit = false;
+static bool work_at_commit = false;
 static bool xact_callback_registered = false;
 
 static void request_memory(void);
 static void startup_memory(void);
 static List *database_names(void);
+static void set_worker_latch(FiniSlotShared *slot);
+static void prepare_for_commit(void);
 static void on_transaction_end(XactEvent event, void *arg);
 
 void
@@ -147,33 +150,24 @@ fini_shared_require_slot(void)
 void
 fini_shared_wake(FiniSlotShared *slot)
 {
-	int			procno;
-
 	/* told already, and it has not looked yet: one system call saved */
-	if (pg_atomic_exchange_u32(&slot->wake, 1) != 0)
-		return;
-	LWLockAcquire(fini_shared_slot_lock(slot), LW_SHARED);
-	procno = slot->worker_pid != 0 ? slot->worker_procno : -1;
-	LWLockRelease(fini_shared_slot_lock(slot));
-
-	/*
-	 * Should the worker have just gone and the number have a new owner, that
-	 * process wakes for nothing, which every process must bear.
-	 */
-	if (procno >= 0)
-		SetLatch(&GetPGProcByNumber(procno)->procLatch);
+	if (pg_atomic_exchange_u32(&slot->wake, 1) == 0)
+		set_worker_latch(slot);
 }
 
 void
 fini_shared_wake_at_commit(void)
 {
-	if (!xact_callback_registered)
-	{
-		RegisterXactCallback(on_transaction_end, NULL);
-		xact_callback_registered = true;
-	}
+	prepare_for_commit();
 	/* looked up now: at commit there is no transaction any more to do it in */
 	wake_at_commit = fini_shared_my_slot() != NULL;
+}
+
+void
+fini_shared_work_at_commit(void)
+{
+	prepare_for_commit();
+	work_at_commit = fini_shared_my_slot() != NULL;
 }
 
 void
@@ -248,6 +242,7 @@ startup_memory(void)
 
 			strlcpy(slot->database, (char *) lfirst(cell), NAMEDATALEN);
 			pg_atomic_init_u32(&slot->wake, 0);
+			pg_atomic_init_u32(&slot->work, 0);
 			pg_atomic_init_u32(&slot->resume, 0);
 			pg_atomic_init_u32(&slot->leave, 0);
 			pg_atomic_init_u32(&slot->held_up_by, InvalidOid);
@@ -288,6 +283,32 @@ database_names(void)
 	return distinct;
 }
 
+static void
+set_worker_latch(FiniSlotShared *slot)
+{
+	int			procno;
+
+	LWLockAcquire(fini_shared_slot_lock(slot), LW_SHARED);
+	procno = slot->worker_pid != 0 ? slot->worker_procno : -1;
+	LWLockRelease(fini_shared_slot_lock(slot));
+
+	/*
+	 * Should the worker have just gone and the number have a new owner, that
+	 * process wakes for nothing, which every process must bear.
+	 */
+	if (procno >= 0)
+		SetLatch(&GetPGProcByNumber(procno)->procLatch);
+}
+
+static void
+prepare_for_commit(void)
+{
+	if (xact_callback_registered)
+		return;
+	RegisterXactCallback(on_transaction_end, NULL);
+	xact_callback_registered = true;
+}
+
 /*
  * Registered once per process.  A prepared transaction is committed by
  * another process later, which wakes nobody: the worker looks by itself from
@@ -298,11 +319,16 @@ on_transaction_end(XactEvent event, void *arg)
 {
 	FiniSlotShared *slot;
 
-	if (!wake_at_commit)
+	if (!wake_at_commit && !work_at_commit)
 		return;
 	/* also after a rollback: it may have held queue rows that the worker passed over */
 	if ((event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT) && (slot = my_slot) != NULL)
-		fini_shared_wake(slot);
+	{
+		if (wake_at_commit)
+			fini_shared_wake(slot);
+		else if (pg_atomic_exchange_u32(&slot->work, 1) == 0)
+			set_worker_latch(slot);
+	}
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
-		wake_at_commit = false;
+		wake_at_commit = work_at_commit = false;
 }

@@ -59,7 +59,8 @@ typedef struct FiniSlotShared
 	char		database[NAMEDATALEN];
 
 	/* no lock needed */
-	pg_atomic_uint32 wake;		/* set: the worker has been told that there is work */
+	pg_atomic_uint32 wake;		/* set: the worker has been told to look at once */
+	pg_atomic_uint32 work;		/* set: it has been told that the queue has new rows */
 	pg_atomic_uint32 resume;	/* set: endpoints that were stopped may be used again */
 	pg_atomic_uint32 leave;		/* set: the worker shall disconnect (DROP DATABASE) */
 	pg_atomic_uint32 held_up_by;	/* owner of tables whose code made the last worker end; see user_code.h */
@@ -138,6 +139,9 @@ extern void fini_shared_wake(FiniSlotShared *slot);
 
 /* wake this database's worker when the current transaction commits */
 extern void fini_shared_wake_at_commit(void);
+
+/* the same for new rows of the queue alone: a worker that can send none of them just now takes its time */
+extern void fini_shared_work_at_commit(void);
 
 /* note an error for fini.status; no secrets, no personal data */
 extern void fini_shared_note_error(FiniSlotShared *slot, const char *message);

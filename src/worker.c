@@ -60,6 +60,7 @@
 
 #define RESTART_SECONDS		1
 #define LOOK_MS				10000	/* look at the queue although nobody called: prepared transactions */
+#define LOOK_APART_MS		100		/* between looks at new rows while none of them could be sent */
 #define WATCH_MS			2000	/* look for a database that does not exist yet */
 #define MAX_PAUSE_MS		30000	/* before a worker that keeps failing begins again */
 
@@ -78,6 +79,8 @@ static Oid	find_extension(bool *fits);
 static void tell_versions(void);
 static void note_settings_changed(void);
 static void start_again(void) pg_attribute_noreturn();
+static bool look_is_due(int64 looked_us, bool may_send);
+static long until_look_ms(int64 looked_us, bool may_send);
 static void wait_for_wake(long timeout_ms);
 static void take_requests(void);
 static void run(void) pg_attribute_noreturn();
@@ -219,9 +222,7 @@ run(void)
 			reload_configuration();
 		leave_if_asked();
 
-		/* the flag goes down before the look, so that no call is lost */
-		if (pg_atomic_exchange_u32(&slot->wake, 0) != 0 || looked_us == 0 ||
-			fini_monotonic_us() - looked_us > (int64) LOOK_MS * 1000)
+		if (look_is_due(looked_us, may_send))
 		{
 			uint32		settings_now;
 			Oid			extension_now = find_extension(&fits);
@@ -299,6 +300,8 @@ run(void)
 		/* a call that came while we looked has set the flag and the latch */
 		if (pg_atomic_read_u32(&slot->wake) != 0)
 			timeout = 0;
+		else if (pg_atomic_read_u32(&slot->work) != 0)
+			timeout = shortest(timeout, until_look_ms(looked_us, may_send));
 		http = fini_http_next(timeout, fini_wait_event(quiet ? FINI_WAIT_WORKER : FINI_WAIT_GATEWAY));
 		while (http != NULL)
 		{
@@ -473,6 +476,32 @@ start_again(void)
 	slot->starts = 0;
 	LWLockRelease(fini_shared_slot_lock(slot));
 	proc_exit(1);
+}
+
+/* the flags go down before the look, so that no call is lost */
+static bool
+look_is_due(int64 looked_us, bool may_send)
+{
+	if (pg_atomic_read_u32(&slot->wake) == 0 && looked_us != 0 &&
+		fini_monotonic_us() - looked_us <= (int64) LOOK_MS * 1000 &&
+		(pg_atomic_read_u32(&slot->work) == 0 || until_look_ms(looked_us, may_send) > 0))
+		return false;
+	(void) pg_atomic_exchange_u32(&slot->wake, 0);
+	(void) pg_atomic_exchange_u32(&slot->work, 0);
+	return true;
+}
+
+/*
+ * New rows are looked at right away, unless nothing can be sent just now: then
+ * a look for each commit would cost as much as the commit did.  Who commits
+ * meanwhile finds the flag set, and need not wake us either.
+ */
+static long
+until_look_ms(int64 looked_us, bool may_send)
+{
+	int64		left_us = looked_us + (int64) LOOK_APART_MS * 1000 - fini_monotonic_us();
+
+	return left_us <= 0 || (may_send && !fini_flight_throttled()) ? 0 : (long) ((left_us + 999) / 1000);
 }
 
 static void
