@@ -43,7 +43,7 @@ CREATE TABLE fini.submission (
 	sent_at			timestamptz,
 	settled_at		timestamptz,
 	stray			boolean NOT NULL DEFAULT false	-- about a record that is not the one of the own_ref's row
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+) WITH (fillfactor = 42, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 -- a third of a btree's size and work: own_refs come in random order, and of one there are few operations
 CREATE INDEX submission_own_ref ON fini.submission USING hash (own_ref);
 COMMENT ON TABLE fini.submission IS 'the durable outbox: one row per operation asked for, with its state';

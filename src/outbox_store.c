@@ -52,6 +52,7 @@ static const char *const queue_columns[] = {"ipo_id", "operation", "id", "not_be
 static void open_own_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns);
 static Relation index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncolumns);
 static void begin_queue_scan(FiniStore *store, int nkeys, ScanKey keys);
+static void make_room(FiniStore *store, BlockNumber block);
 static bool next_row(FiniStore *store, IndexScanDesc scan, TupleTableSlot *slot);
 static void insert_rows(FiniStoreTable *table, TupleTableSlot **slots, int n);
 static void missing(const char *what) pg_attribute_noreturn();
@@ -78,6 +79,7 @@ fini_store_open(bool to_read)
 		store->found = fini_store_slot(&store->submission);
 		store->seen = fini_store_slot(&store->submission);
 		store->blocks = RelationGetNumberOfBlocks(store->submission.rel);
+		store->pruned = InvalidBlockNumber;
 		store->found_until = PG_INT64_MIN;
 		store->by_own_ref = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, HASH_AM_OID, own_ref, lengthof(own_ref)),
 														store->snapshot, 1);
@@ -172,10 +174,13 @@ fini_store_find_at(FiniStore *store, int64 id, const ItemPointerData *place)
 	ItemPointerData tid = *place;
 	bool		isnull;
 
-	if (ItemPointerIsValid(&tid) && ItemPointerGetBlockNumber(&tid) < store->blocks &&
-		table_tuple_fetch_row_version(store->submission.rel, &tid, store->snapshot, slot) &&
-		DatumGetInt64(slot_getattr(slot, FINI_SUBMISSION_ID + 1, &isnull)) == id)
-		return slot;
+	if (ItemPointerIsValid(&tid) && ItemPointerGetBlockNumber(&tid) < store->blocks)
+	{
+		make_room(store, ItemPointerGetBlockNumber(&tid));
+		if (table_tuple_fetch_row_version(store->submission.rel, &tid, store->snapshot, slot) &&
+			DatumGetInt64(slot_getattr(slot, FINI_SUBMISSION_ID + 1, &isnull)) == id)
+			return slot;
+	}
 	return fini_store_find(store, id);
 }
 
@@ -458,6 +463,25 @@ begin_queue_scan(FiniStore *store, int nkeys, ScanKey keys)
 		store->in_queue = fini_compat_index_beginscan(store->queue.rel, index, store->snapshot, nkeys);
 	}
 	index_rescan(store->in_queue, keys, nkeys, NULL, 0);
+}
+
+/*
+ * A look-up through an index removes the versions from a page that nobody can
+ * see any more; one by its place does not.  But a row's next version is to
+ * find room beside it, or else it goes into every index.  Rows move when that
+ * is done, so no slot of ours may hold one of the page: then it is left.
+ */
+static void
+make_room(FiniStore *store, BlockNumber block)
+{
+	Buffer		buffer;
+
+	if (block == store->pruned || store->submission.rel->rd_rel->relam != HEAP_TABLE_AM_OID)
+		return;
+	store->pruned = block;
+	buffer = ReadBuffer(store->submission.rel, block);
+	heap_page_prune_opt(store->submission.rel, buffer);
+	ReleaseBuffer(buffer);
 }
 
 /* a scan keeps what it allocates on its way */

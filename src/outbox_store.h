@@ -73,6 +73,7 @@ typedef struct FiniStore
 	int64		found_until;
 	TupleTableSlot *seen;		/* see fini_store_find_at */
 	BlockNumber blocks;
+	BlockNumber pruned;			/* the last block that was looked at by place */
 	IndexScanDesc by_own_ref;
 	Datum		own_ref;		/* that it looks for */
 	IndexScanDesc in_queue;		/* in the order of its groups and ids */
