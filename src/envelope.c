@@ -97,21 +97,6 @@ fini_envelope_open(FiniEnvelope *env, const char *answer, Size len)
 	return open_fields(env->data_key, env->iv, answer, len);
 }
 
-/*
- * Cleanse what is secret.  The memory goes with its context.
- */
-void
-fini_envelope_forget(FiniEnvelope *env)
-{
-	fini_secret_cleanse(env->data_key, FINI_DATA_KEY_LEN);
-	fini_secret_cleanse(env->iv, FINI_IV_LEN);
-	if (env->body != NULL)
-	{
-		fini_secret_cleanse(env->body->data, env->body->size);
-		fini_buffer_truncate(env->body, 0);
-	}
-}
-
 /* a ciphertext is a third longer than its plaintext, and 30 characters */
 Size
 fini_envelope_sealed_size(Size len)

@@ -4,8 +4,8 @@
  *
  * An envelope carries the secrets of one request: its data key and IV, which
  * are never used for a second request, and what goes into the X-FINI headers.
- * Whoever creates it keeps it until the answer has been opened, then calls
- * fini_envelope_forget; it is also cleansed when its memory context goes.
+ * Whoever creates it keeps it until the answer has been opened; it is
+ * cleansed when its memory context goes.
  */
 #ifndef FINI_ENVELOPE_H
 #define FINI_ENVELOPE_H
@@ -55,8 +55,6 @@ extern FiniEnvelope *fini_envelope_seal(const char *payload, Size len,
  * without the prefix stays as it is.
  */
 extern FiniBuffer *fini_envelope_open(FiniEnvelope *env, const char *answer, Size len);
-
-extern void fini_envelope_forget(FiniEnvelope *env);
 
 /*
  * The two transformations alone.  The sealed text is appended to dst, in UTF-8,
