@@ -78,7 +78,7 @@ static void fold(FiniSlotShared *slot);
 static void fold_tally(void *arg);
 static void read_deadlines(void *arg);
 
-void
+bool
 fini_deadline_look(FiniSlotShared *slot)
 {
 	char		doing[FINI_TROUBLE_NAME] = "read the deadlines of IPOs";
@@ -90,13 +90,14 @@ fini_deadline_look(FiniSlotShared *slot)
 	{
 		/* those that are known go on being kept */
 		MemoryContextDelete(now.context);
-		return;
+		return false;
 	}
 	if (deadlines_context != NULL)
 		MemoryContextDelete(deadlines_context);
 	deadlines_context = now.context;
 	deadlines = now.list;
 	fail_due_us = 0;
+	return true;
 }
 
 long
@@ -174,7 +175,13 @@ fini_deadline_stop(FiniSlotShared *slot, FiniFlight *flight)
 	MemoryContextSwitchTo(old);
 	if (!fini_flight_guard(slot, flight, "end what is too late of request", stop_flight, flight))
 	{
-		flight->not_before_us = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
+		flight->not_before_us = Max(flight->not_before_us, fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000);
+		/* should the deadline move, what is sent has a payload and the ID that it had */
+		if (flight->call != NULL && flight->call->payload == NULL)
+		{
+			fini_call_free(flight->call);
+			flight->call = NULL;
+		}
 		return;
 	}
 	if (flight->batch.count == 0)

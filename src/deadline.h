@@ -16,8 +16,11 @@
 #include "outbox.h"
 #include "shared.h"
 
-/* read them again, and what the worker works with: whenever the worker looks at what has changed */
-extern void fini_deadline_look(FiniSlotShared *slot);
+/*
+ * Read them again, and what the worker works with: whenever the worker looks at what has changed.  When the database refuses, what is
+ * too late is not known, and nothing may be sent until it is.
+ */
+extern bool fini_deadline_look(FiniSlotShared *slot);
 
 /*
  * Fail what has missed its deadline, a bounded number at a time, and look ahead

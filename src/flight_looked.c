@@ -81,10 +81,16 @@ fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, Json
 	return false;
 }
 
-/* what had been read before goes: a look can be repeated as often as the database refuses its end */
+/*
+ * What had been read before goes: a look can be repeated as often as the
+ * database refuses its end.  No member may keep what lies there, as those of a
+ * table that cannot be read now stay as they are.
+ */
 void
 fini_flight_read_rows(FiniFlight *flight)
 {
+	for (int i = 0; i < flight->batch.count; i++)
+		memset(&flight->batch.members[i].row, 0, sizeof(FiniRow));
 	if (flight->rows == NULL)
 		flight->rows = AllocSetContextCreate(flight->context, "fini flight rows", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(flight->rows);

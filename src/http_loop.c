@@ -223,6 +223,8 @@ fini_loop_drive(void)
 	/* libcurl gives a connection that is being closed two seconds, and sets no timer for them */
 	while (problem == CURLM_OK && fini_sockets_next_closing(&closing))
 		problem = curl_multi_socket_action(multi, closing, 0, &left);
+	/* a connection that has failed is shut down before the timer gives it to the next transfer */
+	collect_finished();
 	if (problem == CURLM_OK && timer_due_us >= 0 && fini_monotonic_us() >= timer_due_us)
 	{
 		timer_due_us = -1;

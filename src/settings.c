@@ -20,6 +20,7 @@
 #include "utils/memutils.h"
 
 #include "error.h"
+#include "secret.h"
 #include "settings.h"
 #include "settings_check.h"
 
@@ -197,7 +198,11 @@ fini_settings_note(int n, char **const *settings, char **noted)
 
 		noted[i] = NULL;
 		if (old != NULL)
+		{
+			/* a proxy's password, maybe */
+			fini_secret_cleanse(old, strlen(old));
 			pfree(old);
+		}
 	}
 	for (int i = n - 1; i >= 0; i--)
 		noted[i] = MemoryContextStrdup(TopMemoryContext, *settings[i]);

@@ -83,6 +83,7 @@ static bool look_is_due(int64 looked_us, bool may_send);
 static long until_look_ms(int64 looked_us, bool may_send);
 static void wait_for_wake(long timeout_ms);
 static void take_requests(void);
+static int64 until_trouble_us(void);
 static void run(void) pg_attribute_noreturn();
 static void leave_if_asked(void);
 static void reload_configuration(void);
@@ -201,6 +202,7 @@ run(void)
 	bool		may_send = false;
 	bool		fits = false;
 	int64		looked_us = 0;
+	int64		look_again_us = PG_INT64_MAX;	/* what keeps us from sending may be that the database refused to say */
 	uint32		settings = 0;
 	bool		settings_changed = false;
 	Oid			extension = InvalidOid;
@@ -222,10 +224,12 @@ run(void)
 			reload_configuration();
 		leave_if_asked();
 
-		if (look_is_due(looked_us, may_send))
+		if (look_is_due(looked_us, may_send) || fini_monotonic_us() >= look_again_us)
 		{
 			uint32		settings_now;
 			Oid			extension_now = find_extension(&fits);
+
+			look_again_us = PG_INT64_MAX;
 
 			/*
 			 * What a former extension had under way is nothing to its successor; after an
@@ -253,13 +257,14 @@ run(void)
 			looked_us = fini_monotonic_us();
 			if (fits)
 			{
+				take_requests();
 				may_send = fini_flight_may_send(slot);
 				fini_flight_write_late(slot);
-				fini_deadline_look(slot);
+				may_send = fini_deadline_look(slot) && may_send;
+				look_again_us = may_send ? PG_INT64_MAX : until_trouble_us();
 				fini_flight_work_arrived();
 				fini_funding_work_arrived();
 				fini_reconcile_arrived();
-				take_requests();
 			}
 			else
 				tell_versions();	/* tokens for direct calls are all that it does now */
@@ -530,6 +535,15 @@ take_requests(void)
 		fini_funding_resume();
 		fini_shared_endpoints_resumed(slot);
 	}
+}
+
+/* when what the database refused is tried again; PG_INT64_MAX: it refused nothing */
+static int64
+until_trouble_us(void)
+{
+	long		timeout = fini_trouble_timeout();
+
+	return timeout < 0 ? PG_INT64_MAX : fini_monotonic_us() + (int64) timeout * 1000;
 }
 
 /*
