@@ -169,6 +169,7 @@ check_worker(FiniCheck *check)
 	FiniWorkerState state;
 	int			pid;
 	int			starts;
+	bool		recent;
 
 	if (slot == NULL)
 	{
@@ -179,6 +180,7 @@ check_worker(FiniCheck *check)
 	pid = slot->worker_pid;
 	state = slot->worker_state;
 	starts = slot->starts;
+	recent = !TimestampDifferenceExceeds(slot->last_start_at, GetCurrentTimestamp(), FINI_WORKER_LASTS_MS);
 	LWLockRelease(fini_shared_slot_lock(slot));
 
 	if (pid == 0 && RecoveryInProgress())
@@ -192,7 +194,7 @@ check_worker(FiniCheck *check)
 		fini_check_put(check, "worker", FINI_CHECK_BAD,
 					   "The worker (process %d) is starting, or waits for database or extension. It looks every ten seconds: try again then.",
 					   pid);
-	else if (starts > 3)
+	else if (starts > 3 && recent)
 		fini_check_put(check, "worker", FINI_CHECK_BAD,
 					   "The worker (process %d) keeps failing: it has been started %d times in a row. Its last words are in the server's log.",
 					   pid, starts);

@@ -24,6 +24,7 @@
 #define FINI_MAX_PUBLIC_KEY		2048
 #define FINI_MAX_MESSAGE		512
 #define FINI_FINGERPRINT_LEN	32
+#define FINI_WORKER_LASTS_MS	60000	/* a worker that has run for so long did not fail at its start */
 #define FINI_LEFT_ALONE			8
 
 typedef enum FiniWorkerState

@@ -418,7 +418,7 @@ pause_after_failures(void)
 	TimestampTz now = GetCurrentTimestamp();
 
 	LWLockAcquire(fini_shared_slot_lock(slot), LW_EXCLUSIVE);
-	if (TimestampDifferenceExceeds(slot->last_start_at, now, 60000))
+	if (TimestampDifferenceExceeds(slot->last_start_at, now, FINI_WORKER_LASTS_MS))
 		slot->starts = 0;
 	slot->last_start_at = now;
 	failures = slot->starts++;
