@@ -131,11 +131,6 @@ fini_attach_check_partition(Oid relid, Oid root)
 		reason = "It is unlogged: empty after a crash, when its applications still stand at FINI.";
 		hint = "Use ALTER TABLE ... SET LOGGED first.";
 	}
-	else if (class->relkind != RELKIND_RELATION && class->relkind != RELKIND_PARTITIONED_TABLE)
-	{
-		reason = "Its rows live elsewhere and can change without a trigger here.";
-		hint = "Use ordinary tables as partitions.";
-	}
 	else if (attached)
 	{
 		reason = "It is attached itself.";
