@@ -92,6 +92,8 @@ SELECT name, (pg_temp.try(format('fini.decrypt_field(%L, %L, %L)', pg_temp.field
        (pg_temp.try(format('fini.decrypt_field(%L, %L, %L)',
                            pg_temp.field(ciphertext || set_bit(tag, 127, 1 - get_bit(tag, 127))), key, iv))).state AS last_bit_flipped
 FROM vector WHERE plaintext <> '' ORDER BY name;
+SELECT name, t.state, t.result FROM vector, pg_temp.try(format('fini.decrypt_fields(json_build_object(''idNum'', %L::text), %L, %L)', pg_temp.field(ciphertext || tag), key, iv)) t
+WHERE plaintext <> '' ORDER BY name;
 
 -- every single bit of ciphertext and tag counts
 SELECT count(*) AS bits, count(*) FILTER (WHERE t.state = 'IP009' AND t.result = 'encrypted field cannot be decrypted') AS refused

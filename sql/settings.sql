@@ -88,6 +88,7 @@ set fini.encrypted_fields = 'idType,';
 set fini.encrypted_fields = 'idType,,idNum';
 set fini.encrypted_fields = 'idType idNum';
 set fini.encrypted_fields = '""';
+set fini.hkid_types = E'HKID,\t1';
 select set_config('fini.encrypted_fields', repeat('x', 129), false);
 select set_config('fini.encrypted_fields', repeat('x,', 64) || 'x', false);
 
@@ -134,11 +135,11 @@ exception when invalid_parameter_value then
 	end if;
 	return concat_ws(' ', detail, nullif(hint, ''));
 end $$;
-\set make 'cat >/dev/null; exec 2>/dev/null; umask 077; rm -rf ' :dir '; mkdir ' :dir '; cd ' :dir ' || exit; openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out rsa.pem; openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024 -out short.pem; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.pem; openssl pkey -in rsa.pem -aes256 -passout pass:x -out locked.pem; cp rsa.pem open.pem; chmod 640 open.pem; openssl req -x509 -key rsa.pem -subj /CN=test -days 2 -out one.crt; cat one.crt one.crt > two.crt; (cat one.crt; head -n 5 one.crt) > damaged.crt; echo nothing > nothing; ln -s rsa.pem link.pem; mkfifo fifo'
+\set make 'cat >/dev/null; exec 2>/dev/null; umask 077; rm -rf ' :dir '; mkdir ' :dir '; cd ' :dir ' || exit; openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out rsa.pem; openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024 -out short.pem; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.pem; openssl pkey -in rsa.pem -aes256 -passout pass:x -out locked.pem; cp rsa.pem open.pem; chmod 640 open.pem; openssl req -x509 -key rsa.pem -subj /CN=test -days 2 -out one.crt; cat one.crt one.crt > two.crt; (cat one.crt; head -n 5 one.crt) > damaged.crt; echo nothing > nothing; ln -s rsa.pem link.pem; (cat rsa.pem one.crt; head -c 4300000 /dev/zero | tr "\\0" x) > big.pem; mkfifo fifo'
 copy (select) to program :'make';
 select file, string_agg(setting, ' ' order by i) as settings, refusal
 from unnest(array['agent_key_file', 'machine_key_file', 'client_key_file', 'ca_file', 'client_cert_file']) with ordinality s(setting, i),
-	unnest(array['rsa.pem', 'link.pem', 'ec.pem', 'short.pem', 'locked.pem', 'open.pem', 'nothing', 'missing', 'one.crt', 'two.crt', 'damaged.crt', 'fifo', '/etc']) with ordinality f(file, j),
+	unnest(array['rsa.pem', 'link.pem', 'ec.pem', 'short.pem', 'locked.pem', 'open.pem', 'nothing', 'missing', 'one.crt', 'two.crt', 'damaged.crt', 'big.pem', 'fifo', '/etc']) with ordinality f(file, j),
 	pg_temp.refusal(setting, case when file like '/%' then file else :'dir' || '/' || file end) refusal
 group by j, file, refusal order by j, min(i);
 set fini.agent_key_file = 'agent.pem';

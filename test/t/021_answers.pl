@@ -27,7 +27,7 @@ sub applications
 	return $json->encode([
 		map { {
 			ipoID => '1234', ownRef => "R$round-$_", appQuantity => '500',
-			idList => [ { idType => 'PASSPORT', idCountryJurisdiction => 'GB', idNum => $_ == 1 ? "$personal[1] " : "P$_",
+			idList => [ { idType => 'PASSPORT', idCountryJurisdiction => 'GB', idNum => $_ == 1 ? " $personal[1] " : "P$_",
 				fullNameEng => $_ == 1 ? $personal[0] : "Name $_", fullNameChi => $_ == 1 ? $personal[2] : undef },
 				$_ == 1 ? { idType => 'PASSPORT', idCountryJurisdiction => 'GB', idNum => 87654321, fullNameEng => $personal[3], fullNameChi => 'Wong' } : () ]
 		} } 1 .. $n ]);
@@ -108,6 +108,22 @@ for my $case (
 	like($got->{err}, $error, "$name: error");
 	is("$got->{requests} $got->{records}", "$requests $records", "$name: requests and records at the gateway");
 }
+
+# an encrypted field is nobody's to read, but need not be shown
+like(add_under({ action => 'code-before', status => 400, code => '1', message => 'cannot read %enc_%QUJD+/= of yours' }, 1)->{err}, qr/cannot read %enc_%\*{7} of yours/, 'a quoted ciphertext is withheld');
+
+# outcomes count whatever the code beside them
+like(add_under({ action => 'wrong-shape', body => '{"code":"400999","data":[{"requestID":"1","recordID":"1111111111111111A"}]}' }, 1)->{out}, qr/^1 t/, 'an entry with an outcome has it');
+
+# what is no JSON, by each rule of its grammar
+for my $body ('{1:2}', '{"a":1,2:3}', '{"a" 1}', '{"a":}', '{"a":]}', '{"a":1 "b":2}', '{"a":[1 2]}', '{"code":"0"}x', '{"code":"0"}{}', "{\"a\":\"\t\"}", '{"a":"\u12g4"}', '{"a":"\x"}', '-', '{"a":-}', '{"a":01}',
+	'{"a":1.}', '{"code":"0","data":[' . ('0,' x 100_000) . '0]}', '{"a":1e}', '{"a":1e+}', '{"a":1x}', '{"\ud800":1}', '{"a":"', '{"a":"\u12')
+{
+	like(under({ endpoint => 'subscriptions/query', action => 'garbage', body => $body }, q{fini.subscription_query('5678')}, 'subscriptions/query')->{err}, qr/IP010/, "a query answered by " . substr $body, 0, 40);
+}
+like(under({ endpoint => 'subscriptions/query', action => 'garbage', body => '{"code":false,"data":[]}' }, q{fini.subscription_query('5678')}, 'subscriptions/query')->{err}, qr/code false/, 'a code that is a Boolean');
+is(under({ endpoint => 'subscriptions/query', action => 'garbage', body => '{"code":0e+5,"data":[]}' }, q{count(*) from fini.subscription_query('5678')}, 'subscriptions/query')->{out}, 0, 'one that is zero after all');
+is(under({ endpoint => 'ipos/refdata', action => 'garbage', body => '{"code":"0","data":null}' }, q{fini.ipo_refdata('1234') is null}, 'ipos/refdata')->{out}, 't', 'reference data of nothing');
 
 # what is not processed for reasons of token or key goes again, once, and arrives
 for my $fault (
@@ -310,7 +326,7 @@ is($fini->stats->{duplicate_adds}, 0, 'no application came twice');
 	{
 		ok($log !~ /^(.*\Q$value\E.*)$/mi, 'log without ' . ($value =~ s{[^ -~]}{?}gr)) or diag $1 =~ s{[^ -~]}{?}gr;
 	}
-	ok($log !~ /(eyJ|Bearer|PRIVATE KEY|%enc_%|assertion=|X-FINI-)/i, 'log without tokens, keys and sealed bodies');
+	ok($log !~ /(eyJ|Bearer|PRIVATE KEY|%enc_%[^*]|assertion=|X-FINI-)/i, 'log without tokens, keys and sealed bodies');
 	for my $profile ('agent', 'machine')
 	{
 		my @lines = split /\n/, PostgreSQL::Test::Utils::slurp_file($fini->sandbox->keys_dir . "/$profile.pem");

@@ -195,6 +195,12 @@ for my $database (qw(latin1 euc_tw))
 	my ($rc, undef, $err) = $fini->try_sql(q{select fini.subscription_add(jsonb_build_array(jsonb_build_object('ownRef', 'a'), jsonb_build_object('ownRef', e'SECRET\xff')))},
 		database => 'sql_ascii');
 	like($err, qr/no equivalent in UTF-?8.*entry 2/si, 'sql_ascii: bytes that are no UTF-8');
+	(undef, undef, my $other) = $fini->try_sql(q{select fini.ipo_refdata(E'\\xe9')}, database => 'sql_ascii');
+	like($other, qr/22P05.*a character of the argument has no equivalent in UTF-?8/si, '... in an argument');
+	(undef, undef, $other) = $fini->try_sql(q{select fini.funding_query(E'\\xe9')}, database => 'sql_ascii');
+	like($other, qr/22P05.*request has a character without equivalent/s, '... in one that is sent in the clear');
+	(undef, undef, $other) = $fini->try_sql(q{select fini.funding_confirm(array[E'\\xe9'], '20')}, database => 'sql_ascii');
+	like($other, qr/22P05.*entry has a character without equivalent/s, '... in a reference');
 	unlike($err, qr/SECRET/, 'and the error does not show them');
 }
 

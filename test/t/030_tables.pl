@@ -127,6 +127,19 @@ subtest 'while being sent' => sub {
 	is(row('applications', 'S3', 'fini_state, record_id, ipo_id'), 'accepted|' . (records('S3'))[1]{recordID} . '|5678', 'whose outcome the row has');
 };
 
+subtest 'rejected while its withdrawal waits' => sub {
+	$fini->faults({ endpoint => 'subscriptions/add', action => 'delay', ms => 1500 });
+	$fini->config(rejectOwnRefs => [ 'N1' ]);
+	$fini->sql("insert into applications (own_ref, ipo_id, app_quantity, $person) select 'N1', '1234', 1, $values");
+	sending('N1');
+	$fini->sql(q{delete from applications where own_ref = 'N1'});
+	$fini->wait_done;
+	$fini->config(rejectOwnRefs => []);
+	is($fini->sql(q{select string_agg(concat_ws(' ', operation, state, case when operation = 'invalidate' then error_code end), ', ' order by id) from fini.submission where own_ref = 'N1'}),
+		'add rejected, invalidate cancelled never_added', 'there is nothing to withdraw');
+	is(history('N1'), '', 'and FINI is not asked to');
+};
+
 subtest 'rejected while a change of it waits' => sub {
 	$fini->sql("insert into applications (own_ref, ipo_id, app_quantity, $person) select 'V1', '1234', 1, $values");
 	$fini->wait_done;
@@ -297,6 +310,25 @@ subtest 'rows that somebody holds locked' => sub {
 
 # in the end
 $fini->wait_done;
+subtest 'more tables, and more IPOs, than plans and places are kept for' => sub {
+	my @tables = map { "many$_" } 1 .. 60;
+	$fini->sql(join ';', map { "select fini.attach(fini.create_subscription_table('$_'))" } @tables);
+	for my $round (1, 2)
+	{
+		$fini->sql(join ';', map { "insert into $_ (own_ref, ipo_id, app_quantity, $person) select '$_-$round', '1234', $round, $values" } @tables);
+		$fini->wait_done;
+		is($fini->sql("select count(*) from fini.submission where own_ref like 'many%-$round' and state = 'accepted'"), 60, 'all are sent');
+	}
+	is($fini->sql('select count(*) from (' . join(' union all ', map { "select fini_state from $_" } @tables) . q{) t where fini_state = 'accepted'}), 120, 'and told');
+	$fini->sql(q{select fini.set_deadline('1234', now() + interval '1 day')});
+	$fini->sql("insert into many1 (own_ref, ipo_id, app_quantity, $person) select 'ipo-' || i, case when i = 1 then '1234' else 'IPO-' || i end, 1, $values from generate_series(1, 300) i");
+	$fini->wait_done;
+	is($fini->sql(q{select string_agg(state || ' ' || n, ', ' order by state) from (select state, count(*) n from fini.submission where own_ref like 'ipo-%' group by 1) s}), 'accepted 1, rejected 299', 'IPOs that FINI does not know');
+	$fini->sql(q{select fini.set_deadline('1234', null)});
+	$fini->sql(join ';', map { "delete from $_" } @tables);
+	$fini->wait_done;
+};
+
 is_deeply([ $fini->compare('applications') ], [], 'both sides agree field by field');
 is($fini->sql(q{select sum(discrepancies) from unnest('{1234,3456,5678}'::text[]) i, fini.reconcile('applications', i)}), 0, 'reconcile agrees');
 my $stats = $fini->stats;

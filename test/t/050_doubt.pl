@@ -72,6 +72,51 @@ for my $fault (
 	agree($name);
 }
 
+# sent again after a doubt, and then refused: an earlier copy may still count, so it is looked for before anything else is sent
+insert_rows(1);
+$fini->wait_done;
+$fini->faults({ endpoint => 'subscriptions/add', action => 'drop-before' }, { endpoint => 'subscriptions/add', action => 'code-before', status => 400, code => '400999', message => 'no' });
+my $queries = $fini->stats->{requests}{'subscriptions/query'};
+insert_rows(20);
+$fini->wait_done(undef, 60);
+cmp_ok($fini->stats->{requests}{'subscriptions/query'} - $queries, '>=', 2, 'refused after a doubt: looked for after each of them');
+is($fini->sql("select count(*) from fini.submission where own_ref like 'R$round-%' and state = 'accepted'"), 20, 'then accepted in smaller requests');
+agree('refused after a doubt');
+$fini->clear_faults;
+
+# answers that lie: an entry without its number, one for another record, records that are none
+$fini->faults({ endpoint => 'subscriptions/add', action => 'status-before', status => 200,
+		body => '{"code":"0","data":[{"ownRef":"R' . ($round + 1) . '-1","exception":[{"recordErrorCode":"400777","recordErrorMsg":"no"}]}]}' });
+insert_rows(2);
+$fini->wait_done(undef, 60);
+is($fini->sql("select string_agg(own_ref || ' ' || concat_ws(' ', state, error_code), ', ' order by own_ref) from fini.submission where own_ref like 'R$round-%'"),
+	"R$round-1 rejected 400777, R$round-2 accepted", 'an entry without its number is known by its own_ref');
+is($fini->sql('select fini.retry()'), 1, 'put back');
+$fini->wait_done;
+$fini->faults({ endpoint => 'subscriptions/change', action => 'status-before', status => 200, body => '{"code":"0","data":[{"requestID":"1","recordID":"9999999999999999A"}]}' });
+$fini->sql(qq{update applications set app_quantity = 3000 where own_ref = 'R$round-1'});
+$fini->wait_done(undef, 60);
+$fini->faults({ endpoint => 'subscriptions/add', action => 'drop-after' },
+	{ endpoint => 'subscriptions/query', action => 'status-before', status => 200, body => qq({"code":"0","data":[{"recordID":"1"},{"ownRef":"R$round-1"},7]}) });
+insert_rows(2);
+$fini->wait_done(undef, 60);
+agree('answers that lie');
+$fini->clear_faults;
+
+# never anything but doubt: given up when fini.max_attempts is reached, and may be put back
+$fini->sql('alter system set fini.max_attempts = 2');
+$fini->sql('select pg_reload_conf()');
+$fini->faults({ endpoint => 'subscriptions/add', action => 'drop-before', count => -1 });
+insert_rows(5);
+$fini->wait_done(undef, 90);
+is($fini->sql("select string_agg(distinct state || ' ' || error_code, ', ') from fini.submission where own_ref like 'R$round-%'"), 'failed not_found', 'nothing but doubt: given up');
+$fini->clear_faults;
+$fini->sql('alter system reset fini.max_attempts');
+$fini->sql('select pg_reload_conf()');
+is($fini->sql('select fini.retry()'), 5, 'put back');
+$fini->wait_done(undef, 60);
+agree('put back after nothing but doubt');
+
 # the worker dies while a request is under way, before and after it was processed
 for my $action (qw(hang-before hang-after))
 {

@@ -127,6 +127,7 @@ for my $moment ('what was in doubt has been found', 'operations are claimed')
 		is(lines($log, 'LOG: .*fini: could not '), 1, 'one line in the log');
 		$holder->query_safe('commit;');
 		$holder->quit;
+		$fini->sql('select fini.resume()');	# need not wait for the pause to end
 		$fini->wait_for("$count = 'accepted'" =~ s/count\(\*\)/count(*) = 20/r, 'the rows to be accepted', 90);
 		is($fini->sql(qq{select max(attempts) from fini.submission where own_ref like '$prefix%'}), 1, 'sent once');
 	};
@@ -276,20 +277,38 @@ for my $case (
 	};
 }
 
-# what is in doubt when its row becomes one that cannot be sealed: a late copy must not meet the same rows under another ID
-holds 'a row that cannot be sealed any more when it is to be sent again' => sub {
-	$fini->new_table('resealed');
-	$fini->sql(q{alter system set fini.request_timeout = '2s'});
-	$fini->sql('select pg_reload_conf()');
-	$fini->faults({ endpoint => 'subscriptions/add', action => 'delay', ms => 3500 });
-	$fini->insert_rows('resealed', 'RESEALED', 5);
-	$fini->wait_for(q{select count(*) = 5 from fini.submission where own_ref like 'RESEALED%' and state = 'sending'}, 'the request to be under way');
-	$fini->sql(q{update resealed set id_type = null, id_country_jurisdiction = null, id_num = null, full_name_eng = null,
-		id_list = jsonb_build_array(jsonb_build_object('idNum', 'A1', 'x', (repeat('[', 1500) || repeat(']', 1500))::jsonb)) where own_ref = 'RESEALED3'});
+# what is in doubt when its row becomes one that cannot be sealed: a late copy must not meet the same rows under another ID.
+# An entry of 999 levels can be, but not in the two levels of a request.
+for my $levels (1502, 999)
+{
+	holds "a row of $levels levels, which cannot be sealed, when it is to be sent again" => sub {
+		my $prefix = "RESEALED$levels-";
+		$fini->new_table("resealed$levels");
+		$fini->sql(q{alter system set fini.request_timeout = '2s'});
+		$fini->sql('select pg_reload_conf()');
+		$fini->faults({ endpoint => 'subscriptions/add', action => 'delay', ms => 3500 });
+		$fini->insert_rows("resealed$levels", $prefix, 5);
+		$fini->wait_for(qq{select count(*) = 5 from fini.submission where own_ref like '$prefix%' and state = 'sending'}, 'the request to be under way');
+		$fini->sql(sprintf q{update resealed%1$d set id_type = null, id_country_jurisdiction = null, id_num = null, full_name_eng = null,
+			id_list = jsonb_build_array(jsonb_build_object('idNum', 'A1', 'x', (repeat('[', %2$d) || repeat(']', %2$d))::jsonb)) where own_ref = '%3$s3'}, $levels, $levels - 3, $prefix);
+		$fini->wait_done(undef, 60);
+		is($fini->sql(qq{select count(*) from fini.submission where own_ref like '$prefix%' and operation = 'add' and state = 'accepted'}), 5, 'the late copy has been found');
+		is($fini->sql(qq{select state || ' ' || error_code from fini.submission where own_ref = '${prefix}3' and operation = 'change'}), 'rejected unsealable', 'the change is rejected');
+		is($fini->sql(qq{select count(distinct own_ref) from fini.submission where own_ref like '$prefix%'}), scalar(grep { $_->{ownRef} =~ /^$prefix/ } @{ $fini->dump }), 'one record each');
+	};
+}
+
+holds 'a row that can be sealed, but not in a request' => sub {
+	$fini->new_table('deep');
+	$fini->sql('select fini.pause()');
+	$fini->insert_rows('deep', 'DEEP', 7);
+	$fini->sql(q{update deep set id_type = null, id_country_jurisdiction = null, id_num = null, full_name_eng = null,
+		id_list = jsonb_build_array(jsonb_build_object('idNum', 'A1', 'x', (repeat('[', 996) || repeat(']', 996))::jsonb)) where own_ref = 'DEEP3';
+		select fini.resume()});
 	$fini->wait_done(undef, 60);
-	is($fini->sql(q{select count(*) from fini.submission where own_ref like 'RESEALED%' and operation = 'add' and state = 'accepted'}), 5, 'the late copy has been found');
-	is($fini->sql(q{select state || ' ' || error_code from fini.submission where own_ref = 'RESEALED3' and operation = 'change'}), 'rejected unsealable', 'the change is rejected');
-	is($fini->sql(q{select count(distinct own_ref) from fini.submission where own_ref like 'RESEALED%'}), scalar(grep { $_->{ownRef} =~ /^RESEALED/ } @{ $fini->dump }), 'one record each');
+	is($fini->sql(q{select string_agg(concat_ws(' ', own_ref, state, error_code, error_message), ', ') from fini.submission where own_ref like 'DEEP%' and state <> 'accepted'}),
+		'DEEP3 rejected unsealable payload is nested too deeply', 'it is rejected alone, with the reason');
+	is($fini->sql(q{select count(*) from deep where fini_state = 'accepted'}), 6, 'those of the same request are accepted');
 };
 
 done_testing();

@@ -53,7 +53,7 @@ subtest 'check digits' => sub {
 	is_deeply(found('digits', '1234', q{problem = 'bad_hkid'}), [ map { "B$_|bad_hkid|idNum does not have the form of a Hong Kong identity card's number" } sort 0 .. 12 ], 'what is none at all');
 	$fini->sql(q{update digits set id_type = 'PASSPORT'});
 	is_deeply(found('digits', '1234'), [], 'other documents have none');
-	is($fini->sql(q{set fini.hkid_types = 'ID, Passport'; select count(*) from fini.precheck('digits', '1234') where problem = 'bad_hkid'}), 13, 'which they are is a setting');
+	is($fini->sql(q{set fini.hkid_types = 'ID , Passport'; select count(*) from fini.precheck('digits', '1234') where problem = 'bad_hkid'}), 13, 'which they are is a setting');
 	$fini->sql(q{select fini.detach('digits'); drop table digits});
 };
 
@@ -66,7 +66,7 @@ subtest 'what is missing' => sub {
 	$fini->sql(q{insert into missing (own_ref, ipo_id, app_quantity, full_name_chi, id_type, id_country_jurisdiction, id_num) values ('L', '1234', 1, '陳大文', 'PASSPORT', 'GBR', 'P9');
 		insert into missing (own_ref, ipo_id, app_quantity, id_list) values
 		('M', '1234', 1, '[{"idType":"PASSPORT","idCountryJurisdiction":"GBR","idNum":"P10","fullNameEng":"X"},{"idType":"HKID","idNum":"A123456(4)"},{"idType":"PASSPORT","idCountryJurisdiction":"gbr","idNum":" p10","fullNameEng":"X"}]'),
-		('N', '1234', 1, '{}'), ('O', '1234', 1, '[]'), ('P', '1234', 1, '[{"idType":"PASSPORT","idCountryJurisdiction":"GBR","idNum":123,"fullNameEng":"X"}]')});
+		('N', '1234', 1, '{}'), ('O', '1234', 1, '[]'), ('Q', '1234', 1, '[7, "x"]'), ('P', '1234', 1, '[{"idType":"PASSPORT","idCountryJurisdiction":"GBR","idNum":123,"fullNameEng":"X"}]')});
 	is_deeply(found('missing', '1234'), [ split /\n/, <<'END' =~ s/\n$//r ], 'each with its field');
 A|bad_quantity|the quantity is no positive whole number of at most 18 digits
 B|bad_quantity|the quantity is no positive whole number of at most 18 digits
@@ -86,6 +86,7 @@ M|no_country|idCountryJurisdiction is missing (applicant 2)
 M|no_name|fullNameEng and fullNameChi are missing (applicant 2)
 N|bad_id_list|the id_list is no array of applicants
 O|no_applicant|the id_list names no applicant
+Q|bad_id_list|the id_list is no array of applicants
 END
 	$fini->sql_fails(q{select * from fini.precheck('pg_class', '1234')}, qr/55000.*not attached/s, 'a table that is not attached');
 	is_deeply(found('missing', 'no such'), [], 'an IPO without rows');
@@ -107,6 +108,7 @@ subtest 'documents that are used twice' => sub {
 		'G|duplicate_document|idNum is also that of own_ref "H"', 'H|duplicate_document|idNum is also that of own_ref "G"' ], 'in the table, in others, among joint applicants; not in other IPOs or countries');
 	is((grep { /^U1\|/ } @{ found('two', '1234') })[0], 'U1|duplicate_document|idNum is also that of own_ref "U2", own_ref "U3", own_ref "U4" and 2 more', 'many of them');
 	is_deeply(found('three', '1234'), [ '7|duplicate_document|idNum is also that of own_ref "F" of table public.one' ], 'the other way round');
+	is_deeply(found('three', 'no such'), [], 'an IPO that a table of numbers cannot have');
 
 	# those that stand, or may come to
 	$fini->sql(q{select fini.resume(); select fini.submit('one', '1234')});
@@ -202,11 +204,36 @@ subtest 'kept from FINI' => sub {
 	$fini->wait_done;
 	like(outcome('Y1'), qr/^rejected duplicate_document/, 'submitted later');
 	is(outcome('Y2'), 'rejected no_id_type: idType is missing', 'with the first thing that is wrong');
+
+	# more documents than there are places for at first, in a table attached meanwhile: the worker makes its register anew
+	$fini->sql(q{select fini.create_subscription_table('crowd'); select fini.attach('crowd', precheck => true);
+		insert into crowd (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng)
+			select 'C' || i, '5678', 1, 'PASSPORT', 'GBR', 'CROWD' || i, 'X' from generate_series(1, 1600) i});
+	$fini->wait_done;
+	is($fini->sql(q{select count(*) from crowd where fini_state = 'accepted'}), 1600, 'many documents');
+	$fini->sql(q{insert into crowd (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng)
+			select 'D' || i, '5678', 1, 'PASSPORT', 'GBR', 'crowd' || i, 'X' from unnest('{1,400,1599}'::int[]) i});
+	$fini->wait_done;
+	is($fini->sql(q{select string_agg(own_ref || ' ' || (fini_error = 'duplicate_document: idNum is also that of own_ref "C' || substr(own_ref, 2) || '"'), ', ' order by own_ref) from crowd where own_ref like 'D%'}),
+		'D1 true, D1599 true, D400 true', 'each of them is known');
+	$fini->sql(q{select fini.attach('checked', live => true, precheck => true); alter table crowd rename id_num to doc});
+	$fini->sql(applicants('checked', [ 'Z1', '5678', 1, @p, 'CROWD7', 'X' ]));
+	$fini->wait_done;
+	is(outcome('Z1'), 'accepted', 'while their table cannot be read they hold up nothing');
+	$fini->sql(q{alter table crowd rename doc to id_num});
+
+	# more IPOs than it keeps in mind: those not used for longest go, and are read again
+	for my $ipo (map({ "IPO$_" } 1 .. 9), '5678')
+	{
+		$fini->sql(applicants('checked', [ "$ipo-1", $ipo, 1, @p, 'CROWD1', 'X' ], [ "$ipo-2", $ipo, 1, @p, 'CROWD1', 'X' ]));
+		$fini->wait_done;
+		like(outcome($_), $ipo eq '5678' ? qr/^rejected duplicate_document: idNum is also that of own_ref "C1"/ : $_ =~ /1$/ ? qr/^rejected 4/ : qr/^rejected (duplicate_document|4)/, "$_ is judged within its IPO") for "$ipo-1", "$ipo-2";
+	}
 	is($fini->stats->{duplicates}, 0, 'no duplicates at the gateway');
 	is($fini->sql(q{select fini.reconcile('checked', '5678') is not null; select count(*) from fini.discrepancy where kind <> 'missing_locally'}), "t\n0", 'both sides agree');
-	$fini->sql(q{select fini.invalidate(t::regclass, array(select own_ref from checked union select own_ref from unchecked)) from unnest('{checked,unchecked}'::text[]) t});
+	$fini->sql(q{select fini.invalidate(t::regclass, array(select own_ref from checked union select own_ref from unchecked union select own_ref from crowd)) from unnest('{checked,unchecked,crowd}'::text[]) t});
 	$fini->wait_done;
-	$fini->sql(q{select fini.detach('checked'), fini.detach('unchecked')});
+	$fini->sql(q{select fini.detach('checked'), fini.detach('unchecked'), fini.detach('crowd')});
 };
 
 subtest "$rows rows" => sub {

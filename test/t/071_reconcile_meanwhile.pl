@@ -7,6 +7,7 @@ use strict;
 use warnings;
 
 use FiniTest;
+use JSON::PP;
 use Test::More;
 
 my $meanwhile = $ENV{FINI_RECONCILE_MEANWHILE} // 2000;
@@ -132,6 +133,50 @@ subtest 'pause, cancel, disarm' => sub {
 	$fini->sql_fails(q{select fini.start_reconcile('applications', '1234')}, qr/ERROR:  IP011: /, 'a cluster that is not armed asks for nothing by itself');
 	is($fini->sql(q{select discrepancies from fini.reconcile('applications', '1234')}), 0, 'a session does');
 	$fini->sql('select fini.arm()');
+};
+
+subtest 'a run waits for the throttle' => sub {
+	restart_with('fini.rate_limit = 4', q{fini.rate_window = '2s'});
+	my $run = start();
+	$fini->wait_for("select pages > 8 from fini.reconcile_run where run_id = $run", 'more pages than a window has places for', 60);
+	restart_with('fini.rate_limit = 0');
+	is(ended($run), 't', 'the run ends');
+	is(run_has($run, 'state, discrepancies'), 'finished|0', 'well');
+};
+
+subtest 'an answer that is no page, or a page with something else than records' => sub {
+	$fini->faults({ endpoint => 'subscriptions/query', action => 'wrong-shape', body => '{"code":"0","data":"all"}' });
+	my $run = start();
+	$fini->wait_for("select failures > 0 from fini.reconcile_run where run_id = $run", 'the failure to be noted');
+	is(run_has($run, 'state, error'), 'running|the answer is no page of records', 'by what it is');
+	is(ended($run), 't', 'asked for again, the run ends');
+	is(run_has($run, 'state, discrepancies'), 'finished|0', 'well');
+	for my $data ('"all"', '["nothing"]')
+	{
+		$fini->faults({ endpoint => 'subscriptions/query', action => 'wrong-shape', body => qq({"code":"0","data":$data}) });
+		$fini->sql_fails(q{select fini.reconcile('applications', '1234')}, qr/IP010/, "a session raises an error for $data");
+		$fini->clear_faults;
+	}
+};
+
+subtest 'what FINI writes in another way is compared by its meaning' => sub {
+	$fini->sql(q{select fini.create_subscription_table('written'); select fini.attach('written')});
+	$fini->sql(q{insert into written (own_ref, ipo_id, app_quantity, extra, id_list)
+		select 'WRITTEN' || i, '3456', 1000, '{"aNumber": 12, "aFlag": true, "aList": [1, 2], "aName": " spaces ", "nothing": null}',
+			'[{"idType": "PASSPORT", "idCountryJurisdiction": "GBR", "idNum": "W1", "fullNameEng": " Doe, Jane "}]' from generate_series(1, 6) i});
+	$fini->wait_done;
+	my $found = sub {
+		my ($ref, $fields) = @_;
+		$fini->admin('PATCH', "/records?ownRef=$ref", $fields);
+		my $run = $fini->sql(q{select run_id from fini.reconcile('written', '3456')});
+		return $fini->sql("select string_agg(concat_ws(' ', kind, field, local, remote), ', ' order by field) from fini.discrepancy where run_id = $run and own_ref = '$ref'");
+	};
+	is($found->('WRITTEN1', { aNumber => '12', aFlag => 'true', aName => ' spaces', nothing => '' }), '', 'the same as text');
+	is($found->('WRITTEN2', { aNumber => 12.5, aFlag => JSON::PP::false, aName => 'space' }), 'field_differs aFlag true false, field_differs aName spaces space, field_differs aNumber 12 12.5', 'others');
+	is($found->('WRITTEN3', { aList => [ 1 ] }), 'field_differs aList 2 elements 1 elements', 'a shorter list');
+	is($found->('WRITTEN4', { aList => [ 3, 4 ], nothing => 5 }), 'field_differs aList 1 3, field_differs nothing 5', 'a field that differs twice is told once');
+	is($found->('WRITTEN5', { ownRef => ' WRITTEN5 ' }), '', 'spaces around an own_ref');
+	$fini->sql(q{select fini.detach('written')});
 };
 
 subtest 'a run leaves after its retention, and is announced' => sub {

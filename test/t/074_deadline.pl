@@ -240,5 +240,23 @@ $fini->sql(q{delete from fini.tally where ipo_id = '1234'});
 is($fini->sql('select fini.recount()'), 1, 'a count that was lost');
 is($fini->sql(q{select count(*) from fini._tally_differences()}) . $fini->sql('select fini.recount()'), '00', 'is found again');
 
+# --- a deadline that passes while a request waits to be sent again: looked for once more, then failed ---
+
+$fini->faults({ endpoint => 'subscriptions/add', match => 'lost-', action => 'drop-before', count => -1 },
+	{ endpoint => 'subscriptions/add', match => 'taken-', action => 'code-before', status => 400, code => '411002', message => 'duplicate request ID', count => -1 });
+for ([ '5678', 'lost' ], [ '1234', 'taken' ])
+{
+	my ($ipo, $prefix) = @$_;
+	deadline($ipo, 4);
+	enqueue($ipo, 3, $prefix);
+}
+$deadline = now() + 4;
+all_done();
+is($fini->sql(q{select string_agg(distinct state || ' ' || error_code, ', ') from fini.submission where own_ref like 'lost-%'}), 'failed deadline', 'what is not there is too late');
+is($fini->sql(q{select string_agg(distinct state || ' ' || error_code, ', ') from fini.submission where own_ref like 'taken-%'}), 'failed not_found', 'what FINI says it has taken may yet be there');
+$fini->clear_faults;
+cut_off_is_exact('5678', $deadline, 'sent again');
+$fini->sql("select fini.set_deadline('$_', null)") for qw(1234 5678);
+
 $listener->quit;
 done_testing();

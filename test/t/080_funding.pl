@@ -210,6 +210,58 @@ settled();
 $changed += 10;
 agree('rejected, then accepted', '20', $changed, @numbers);
 
+# a request of one is refused as a whole: so is the confirmation
+fund('3456', $next);
+$fini->faults({ endpoint => 'funding/confirm', action => 'code-before', status => 400, code => '400999', message => 'not this one' });
+confirm(20, $next);
+settled();
+is($fini->sql("select state, error_code, error_message from fini.funding_confirmation where transaction_ref = '" . ref_of($next) . "'"), 'rejected|400999|not this one', 'one alone is rejected with the code of the request');
+confirm(20, $next);
+settled();
+$changed++;
+agree('refused alone, then accepted', '20', $changed, $next++);
+
+# an answer that names one of them twice
+fund('3456', $next);
+{
+	my $entry = '{"transactionRef":"' . ref_of($next) . '","exception":[{"recordErrorCode":"400556","recordErrorMsg":"no"}]}';
+	$fini->faults({ endpoint => 'funding/confirm', action => 'status-before', status => 200, body => qq({"code":"0","data":[$entry,$entry]}) });
+}
+confirm(20, $next);
+settled();
+is($fini->sql("select state, error_code from fini.funding_confirmation where transaction_ref = '" . ref_of($next) . "'"), 'rejected|400556', 'named twice in an answer, it has the first outcome');
+confirm(20, $next);
+settled();
+$changed++;
+agree('named twice, then accepted', '20', $changed, $next++);
+
+# not entitled to this one call: it stops, and what was to be confirmed stays
+fund('3456', $next);
+$fini->faults({ endpoint => 'funding/confirm', action => 'status-before', status => 403 });
+confirm(20, $next);
+$fini->wait_for(q{select last_error like 'funding/confirm stopped%' from fini.status}, 'funding/confirm to be stopped');
+is_deeply(states($next), { queued => 1 }, 'the confirmation stays queued');
+$fini->sql('select fini.resume()');
+settled();
+$changed++;
+agree('stopped, then resumed', '20', $changed, $next++);
+$next = 10 * int($next / 10) + 10;
+
+# the throttle has no room: confirmations wait for it
+{
+	$fini->sql("alter system set $_") for 'fini.rate_limit = 3', q{fini.rate_window = '2s'}, 'fini.batch_size = 1';
+	$fini->sql('select pg_reload_conf()');
+	@numbers = ($next .. $next + 5);
+	$next += 10;
+	fund('3456', @numbers);
+	confirm(20, @numbers);
+	settled(60);
+	$fini->sql("alter system reset $_") for qw(fini.rate_limit fini.rate_window fini.batch_size);
+	$fini->sql('select pg_reload_conf()');
+	$changed += 6;
+	agree('under a throttle', '20', $changed, @numbers);
+}
+
 # a gateway that never answers: failed in the end, visibly, and not before the last copy can have arrived
 @numbers = ($next .. $next + 1);
 $next += 10;
