@@ -138,6 +138,7 @@ subtest 'key files' => sub {
 		$fault->('readable by others', qr/open to group or others\. Permissions should be 0600/, sub { chmod 0644, $file });
 		$fault->('no RSA key', qr/not an RSA key/, sub { put_key("$profile.pem", "$dir/ec") });
 		$fault->('no key', qr/holds no private key in PEM form.*openssl genpkey/, sub { put_key("$profile.pem", "$dir/text") });
+		$fault->('of root, and readable by all', qr/open to group or others/, sub { unlink $file; symlink '/etc/passwd', $file or die "$file: $!" });
 		$fault->('too short', qr/less than 2048 bits/, sub { put_key("$profile.pem", "$dir/small") });
 	}
 	put_key('machine.pem', "$keys/agent.pem");
@@ -158,6 +159,9 @@ subtest 'key files' => sub {
 	like((grep { $_->[0] eq 'tls_files' } @last)[0][2], qr/do not belong together/, '... said where it is');
 	FiniSandbox::make_certificate($keys, 'soon', names => 'DNS:client.example', usage => 'clientAuth', days => 5);
 	like(check("set fini.client_cert_file = '$keys/soon.crt'; set fini.client_key_file = '$keys/soon.key'")->{tls_files}[1], qr/expires in [45] days/, 'a client certificate that ends soon');
+	FiniSandbox::make_certificate($keys, 'ended', names => 'DNS:client.example', usage => 'clientAuth', days => -1);
+	is_deeply(check("set fini.client_cert_file = '$keys/ended.crt'; set fini.client_key_file = '$keys/ended.key'")->{tls_files},
+		[ 'false', 'Our TLS client certificate has expired. Set a new one with its key.' ], 'one that has ended');
 };
 
 subtest 'the way to the gateway' => sub {
@@ -224,6 +228,9 @@ subtest 'refusals of the token service' => sub {
 	$fini->faults({ endpoint => 'token', action => 'status-before', status => 503, body => 'out', count => -1 });
 	$token->('a service that is down', qr/does not work \(HTTP status 503/);
 	$fini->clear_faults;
+	$fini->faults({ endpoint => 'token', action => 'status-before', status => 429, body => 'slowly', retryAfter => 3, count => 1 });
+	$token->('a service that throttles', qr/throttles \(HTTP status 429\).*Lower fini\.rate_limit/);
+	$fini->clear_faults;
 };
 
 subtest 'clock and entitlements' => sub {
@@ -236,6 +243,15 @@ subtest 'clock and entitlements' => sub {
 	$fini->config(clockSkew => 600);
 	is(check()->{clock}[0], 'true', 'less than a second is none');
 	$fini->config(clockSkew => 0);
+
+	for ([ { action => 'status-before', status => 401 }, qr/refuses the token that its token service has just granted.*belong together/ ],
+		[ { action => 'status-before', status => 404, body => 'no' }, qr/refuses crypto\/meta \(HTTP status 404, code none\)/ ],
+		[ { action => 'code-before', status => 400, code => '400123', message => 'not you' }, qr/refuses crypto\/meta \(HTTP status 400, code 400123: not you\)/ ])
+	{
+		$fini->faults({ endpoint => 'crypto/meta', count => -1, %{ $_->[0] } });
+		not_tested(finds("crypto/meta with status $_->[0]{status}", '', ['public_key'], $_->[1]), 'clock');
+		$fini->clear_faults;
+	}
 
 	$fini->config(entitle => ['subscriptions']);
 	my $found = finds('a broker that is no bank', '', [], qr//);
@@ -253,6 +269,13 @@ subtest 'clock and entitlements' => sub {
 	$fini->faults({ endpoint => 'ipos/*', action => 'status-before', status => 403, count => -1 });
 	finds('nobody at all', '', ['ipos'], qr/Not entitled to IPO data/);
 	$fini->clear_faults;
+	$fini->faults({ endpoint => 'ipos/*', action => 'status-before', status => 429, retryAfter => 120, count => 1 });
+	finds('a gateway that throttles', '', ['ipos'], qr/The gateway throttles \(HTTP status 429\).*Lower fini\.rate_limit/);
+	check();
+	like((grep { $_->[0] eq 'throttle' } @last)[0][2], qr/has asked for a pause of \d+ more seconds \(429\)/, '... and the pause it asked for');
+	$fini->clear_faults;
+	$fini->sql('select fini.resume()');
+	$fini->wait_for(sub { (check()->{ipos}[0] // '') eq 'true' }, 'the pause to end');
 	for (['subscriptions/query', 'subscriptions', 404, qr/does not know these endpoints.*fini\.base_url/], ['funding/query', 'funding', 503, qr/No usable answer \(HTTP status 503/])
 	{
 		$fini->faults({ endpoint => $_->[0], action => 'status-before', status => $_->[2], count => -1 });
@@ -282,6 +305,8 @@ subtest 'it takes no longer than it may' => sub {
 	my $found = check('set fini.rate_limit = ' . ($used + 8) . '; set fini.rate_window = 3600000');
 	is($found->{public_key}[0], 'true', 'as far as the throttle lets it');
 	like($found->{funding}[1], qr/^Not tested: the throttle leaves no room now, see throttle\.$/, 'and no farther');
+	is_deeply([ @{ check('set fini.rate_limit = 1; set fini.rate_window = 3600000') }{qw(token_service token gateway)} ],
+		[ [ 'null', 'Not tested: the throttle leaves no room now, see throttle.' ], [ 'null', 'Not tested: see token_service.' ], [ 'null', 'Not tested: the throttle leaves no room now, see throttle.' ] ], 'nothing at all, if there is none');
 };
 
 subtest 'sending' => sub {
@@ -318,10 +343,40 @@ subtest 'sending' => sub {
 	is($fini->stats->{duplicates}, 0, 'nothing was done twice');
 };
 
+subtest 'a worker without its settings' => sub {
+	my $pairs = { 'fini.machine_id' => [ '', qr/fini\.machine_id is not set/ ], 'fini.invalidated_status' => [ '10', qr/are the same/ ], 'fini.client_cert_file' => [ "$ENV{FINI_TEST_KEYS}/client.crt", qr/only one of/ ] };
+	for my $name (sort keys %$pairs)
+	{
+		my ($value, $pattern) = @{ $pairs->{$name} };
+		$fini->sql("alter system set $name = '$value'");
+		$fini->sql('select pg_reload_conf()');
+		$fini->wait_for(sub { ($fini->try_sql('select fini.ipo_list()'))[2] =~ $pattern }, "a call to be refused because of $name");
+		$fini->wait_for(sub { $fini->sql('select last_error from fini.status') =~ $pattern }, "the worker to say so of $name");
+		$fini->wait_for(sub { $fini->sql('select access_error from fini._check_worker()') =~ $pattern }, "what a queue that waits is told of $name");
+		$fini->sql("alter system reset $name");
+		$fini->sql('select pg_reload_conf()');
+		$fini->wait_for(sub { ($fini->try_sql('select fini.ipo_list()'))[0] == 0 }, 'calls to work again');
+	}
+	pass('settings that cannot be right are named by calls and by the worker');
+};
+
 subtest 'versions and workers' => sub {
 	$fini->sql(q{update pg_extension set extversion = '0.9' where extname = 'fini'});
 	finds('SQL objects of another version', '', ['version'], qr/SQL objects of this database are version 0\.9, the library.*ALTER EXTENSION fini UPDATE/);
 	$fini->sql(q{update pg_extension set extversion = '1.0' where extname = 'fini'});
+	my $another = sub {
+		my $pid = $fini->sql('select worker_pid from fini.status');
+		$fini->sql("select pg_terminate_backend($pid, 10000)");
+		$fini->wait_for("select worker_pid <> $pid from fini.status", 'another worker');
+	};
+	$fini->sql(q{update pg_extension set extversion = '0.9' where extname = 'fini'});
+	$another->();
+	$fini->wait_for(sub { (check()->{worker}[0] // '') eq 'false' }, 'a worker that waits for the right version');
+	like((grep { $_->[0] eq 'worker' } @last)[0][2], qr/is starting, or waits for database or extension/, 'a worker that waits');
+	$fini->sql(q{update pg_extension set extversion = '1.0' where extname = 'fini'});
+	$fini->wait_for(sub { (check()->{worker}[0] // '') eq 'true' }, 'it to work');
+	$another->() for 1 .. 5;
+	$fini->wait_for(sub { check()->{worker}[1] =~ /keeps failing: it has been started \d+ times in a row/ }, 'a worker that keeps failing to be found');
 	my $library = (grep { -e } map { chomp; "$_/fini.so" } `pg_config --pkglibdir`, "$ENV{FINI_STAGE}/root" . `"$ENV{PG_CONFIG}" --pkglibdir`)[-1];
 	my @times = (stat $library)[ 8, 9 ];
 	SKIP:

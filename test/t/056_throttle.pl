@@ -103,4 +103,22 @@ $stats = $fini->stats;
 is($stats->{refusals}{429} // 0, 0, 'no 429 after a restart');
 cmp_ok($stats->{peak_in_window}, '<=', $limit, 'within the limit across the restart');
 
+# a session, and a server, that end with a request under way: its place counts from then on, and is free a window later
+$node->safe_psql($_, 'select fini.pause()') for qw(one two);
+for my $what (qw(session server))
+{
+	$fini->wait_for(sub { $node->psql('three', q{select fini.ipo_refdata('1234')}) == 0 }, 'a worker');
+	my $before = $fini->stats->{faults}{'hang-before'} // 0;
+	my ($out, $err) = ('', '');
+	$fini->faults({ endpoint => 'ipos/refdata', action => 'hang-before', ms => 30_000 });
+	my $session = start([ 'psql', '-XAtq', '-d', $node->connstr('three') . ' application_name=hanging', '-c', q{select fini.ipo_refdata('1234')} ], \undef, \$out, \$err);
+	$fini->wait_for(sub { $session->pump_nb; ($fini->stats->{faults}{'hang-before'} // 0) > $before }, 'a request under way');
+	if ($what eq 'session') { $node->safe_psql('one', q{select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'hanging'}) }
+	else { $node->stop('immediate'); $node->start }
+	finish($session);
+	$fini->clear_faults;
+	$fini->wait_for(sub { $node->psql('three', q{select fini.ipo_refdata('1234')}) == 0 }, 'a call to find room');
+	is($fini->stats->{refusals}{429} // 0, 0, "no 429 after the end of a $what with a request under way");
+}
+
 done_testing();

@@ -61,6 +61,10 @@ $hostile->hostile({ path => 'subscriptions/query', how => 'answer', status => 40
 }
 $fini->sql('alter database postgres reset fini.request_timeout');
 
+$hostile->hostile({ path => 'subscriptions/query', how => 'answer', status => 429, body => '{}', headers => [ 'Retry-After: ' . '9' x 100 ] });
+$fini->sql_fails(q{select fini.subscription_query('5678')}, qr/HTTP status 429/, 'a pause whose length has no end');
+$hostile->behave;
+
 # pages
 for my $plan ({ how => 'pages' }, { how => 'pages', round => 2 }, { how => 'pages', round => 3 }, { how => 'pages', round => 100 }, { how => 'pages', data => [] })
 {
@@ -185,7 +189,7 @@ for my $plan ({ how => 'pages' }, { how => 'pages', round => 2 }, { how => 'page
 		$fini->sql_fails(q{select fini.subscription_query('5678')}, qr/IP009.*public key/s, "a public key $title");
 	}
 	for my $case (
-		[ 'is not base64', $meta->('%%%%') ], [ 'has a line break', $meta->(encode_base64($rsa->(2048))) ],
+		[ 'is refused', '{"code":"400123","message":"not you"}' ], [ 'is not base64', $meta->('%%%%') ], [ 'has a line break', $meta->(encode_base64($rsa->(2048))) ],
 		[ 'is a number', '{"code":"0","data":{"publicKey":1e131071,"serverTimestamp":1}}' ],
 		[ 'comes without a clock', $json->encode({ code => '0', data => { publicKey => encode_base64($rsa->(2048), '') } }) ],
 		[ 'comes with a clock beyond all years', $meta->(encode_base64($rsa->(2048), ''), '9' x 30) ],
