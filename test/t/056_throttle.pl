@@ -111,7 +111,7 @@ for my $what (qw(session server))
 	my $before = $fini->stats->{faults}{'hang-before'} // 0;
 	my ($out, $err) = ('', '');
 	$fini->faults({ endpoint => 'ipos/refdata', action => 'hang-before', ms => 30_000 });
-	my $session = start([ 'psql', '-XAtq', '-d', $node->connstr('three') . ' application_name=hanging', '-c', q{select fini.ipo_refdata('1234')} ], \undef, \$out, \$err);
+	my $session = start([ 'psql', '-XAtq', '-d', $node->connstr('three') . " application_name=hanging options='-c fini.request_timeout=60s'", '-c', q{select fini.ipo_refdata('1234')} ], \undef, \$out, \$err);
 	$fini->wait_for(sub { $session->pump_nb; ($fini->stats->{faults}{'hang-before'} // 0) > $before }, 'a request under way');
 	if ($what eq 'session') { $node->safe_psql('one', q{select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'hanging'}) }
 	else { $node->stop('immediate'); $node->start }
