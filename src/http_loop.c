@@ -41,6 +41,7 @@ static bool close_when_idle = false;
 static int	socket_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static void collect_finished(void);
 static void finish(FiniTransfer *transfer, CURLcode result);
+static int	running_count(void);
 static void spoil_connection(CURL *easy);
 static void give_up(CURLMcode problem);
 static void close_multi(void);
@@ -308,6 +309,19 @@ finish(FiniTransfer *transfer, CURLcode result)
 	transfer->finished = true;
 	dlist_delete(&transfer->node);
 	dlist_push_tail(&done, &transfer->node);
+	if (fini_sockets_count() > running_count())
+		fini_sockets_suspect();
+}
+
+static int
+running_count(void)
+{
+	dlist_iter	iter;
+	int			n = 0;
+
+	dlist_foreach(iter, &running)
+		n++;
+	return n;
 }
 
 /*

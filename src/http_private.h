@@ -81,6 +81,7 @@ extern bool fini_loop_wait(int64 until_us, uint32 wait_event_info);
 extern void fini_sockets_make_room(int transfers);
 extern int	fini_sockets_changed(curl_socket_t fd, int what, bool closing);
 extern int	fini_sockets_count(void);
+extern void fini_sockets_suspect(void);
 extern bool fini_sockets_next_closing(curl_socket_t *fd);
 extern int64 fini_sockets_closing_due(void);
 extern int	fini_sockets_look(void);

@@ -131,6 +131,23 @@ fini_sockets_count(void)
 	return socket_count;
 }
 
+/*
+ * There are more than transfers.  Not every version of libcurl tells which one
+ * is being closed, so all are looked at when it would be time: for the others,
+ * nothing comes of it.
+ */
+void
+fini_sockets_suspect(void)
+{
+	int64		due_us = fini_monotonic_us() + CLOSING_US;
+
+	for (int i = 0; i < socket_count; i++)
+	{
+		if (sockets[i].closing_us == 0)
+			sockets[i].closing_us = due_us;
+	}
+}
+
 /* one that has been closing for so long that libcurl would give it up; false: none (any more) */
 bool
 fini_sockets_next_closing(curl_socket_t *fd)
