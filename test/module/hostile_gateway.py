@@ -267,8 +267,12 @@ def how_lengths(tls, plan, answer):             # two lengths, of which one is a
 
 
 def how_smuggle(tls, plan, answer):             # the answer to a request that has not been made yet
+    # two records of TLS that arrive together, so that the second cannot come after the next request
+    tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
     send(tls, 200, '{"code":"0","data":[]}')
-    return send(tls, 200, '{"code":"0","data":[{"requestID":"1","recordID":"6666666666666666A"}],"nextCursor":"0"}')
+    send(tls, 200, '{"code":"0","data":[{"requestID":"1","recordID":"6666666666666666A"}],"nextCursor":"0"}')
+    tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+    return True
 
 
 def how_echo(tls, plan, answer):                # a refusal that quotes whatever was sent

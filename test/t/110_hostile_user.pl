@@ -442,6 +442,7 @@ subtest 'cancelled at any moment, a session is itself again' => sub {
 			  . "rollback to s; set local statement_timeout = 0;\n"
 			  . "select 'now ' || current_user || ' ' || session_user || ' ' || current_setting('search_path') || ' ' || has_table_privilege('vault.many', 'select'); rollback;", on_error_stop => 0);
 		$seen{ $err =~ /canceling statement/ ? 'cancelled' : 'done' }++;
+		next if $err =~ /stdin>:4: ERROR: .*57014|stdin>:4: ERROR:  canceling/;	# a slow machine: the time was up while the savepoint was undone
 		my ($now) = $out =~ /^now (.*)$/m;
 		is($now // $err, 'clerk clerk den, pg_catalog false', "after $ms ms");
 	}
