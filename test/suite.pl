@@ -21,8 +21,9 @@ my $pgxs = dirname(dirname(dirname($ENV{PG_REGRESS})));
 my ($bindir) = split /:/, $ENV{PATH};
 my $deadline = $ENV{FINI_TEST_DEADLINE} // 900;
 my $until = $ENV{FINI_TEST_UNTIL};		# seconds since the epoch: TAP tests not begun by then are skipped
+my $again = $ENV{FINI_TEST_AGAIN} // 0;		# how often a TAP test that failed has to pass by itself to count as passed
 my ($passed, $failed, $skipped) = (0, 0, 0);
-my @not_reached;
+my (@not_reached, @unsteady);
 
 # a group of our own, so that a signal can be handed on to every test and to nothing else
 setpgrp(0, 0);
@@ -49,6 +50,7 @@ sub main
 	regress('isolation', 'isolation_regression', "$pgxs/test/isolation/pg_isolation_regress", @specs) if @specs;
 	tap(@tap) if @tap;
 
+	print "unsteady, failed at first and then passed $again times: $_\n" for @unsteady;
 	print "not reached within the time: @not_reached\n" if @not_reached;
 	print "$skipped skipped\n" if $skipped;
 	print "$passed passed, $failed failed\n";
@@ -112,9 +114,54 @@ sub tap
 	my (@files) = @_;
 	print "# TAP tests\n";
 	chdir "$tree/test" or die "$tree/test: $!\n";
+	my %outcome = run_files($ENV{FINI_TEST_JOBS} // 1, @files);
+
+	for my $file (grep { $outcome{$_}{failed} } @files)
+	{
+		my @repeated = repeat($file);
+		next if !@repeated || grep { $_->{failed} || !$_->{passed} } @repeated;
+		push @unsteady, $file;
+		$outcome{$file} = $repeated[-1];
+	}
+	for my $outcome (values %outcome)
+	{
+		$passed += $outcome->{passed};
+		$failed += $outcome->{failed};
+		$skipped += $outcome->{skipped};
+	}
+	return;
+}
+
+# A machine that stands still for seconds can fail a test whose deadlines are generous. So one that failed is given
+# another chance, if that is wanted: alone, until it fails again or has passed so many times. Both are said, and what
+# it wrote the first time is kept.
+sub repeat
+{
+	my ($file) = @_;
+	my @outcomes;
+
+	for my $n (1 .. $again)
+	{
+		my $place = "$work/again_$n";
+		local @ENV{qw(TESTDIR TESTDATADIR TESTLOGDIR)} = ($place, "$place/data", "$place/log");
+		last if $until && time >= $until;
+		print "# $file again, alone\n";
+		make_path(@ENV{qw(TESTDATADIR TESTLOGDIR)});
+		my %outcome = run_files(1, $file);
+		push @outcomes, $outcome{$file};
+		return @outcomes if $outcome{$file}{failed};
+	}
+	return @outcomes == $again ? @outcomes : ();
+}
+
+# what came of each: passed, failed, skipped
+sub run_files
+{
+	my ($jobs, @files) = @_;
+	my %outcome = map { $_ => { passed => 0, failed => 0, skipped => 0 } } @files;
 	my $harness = SuiteHarness->new({
 		lib => [ split /:/, $ENV{PERL5LIB} ], merge => 0, failures => 1, timer => 1,
-		jobs => $ENV{FINI_TEST_JOBS} // 1, verbosity => 0, color => 0,
+		jobs => $jobs, verbosity => 0, color => 0,
 		exec => sub {
 			my (undef, $file) = @_;
 			return undef if !$until || time < $until;
@@ -123,17 +170,17 @@ sub tap
 		} });
 
 	$harness->callback(made_parser => sub {
-		my ($parser) = @_;
+		my ($parser, $test) = @_;
 		my @seen;		# tests seen at each depth since the last one of the depth above
 
-		$parser->callback(ALL => sub { count_line($_[0]->raw, \@seen) });
+		$parser->callback(ALL => sub { count_line($_[0]->raw, \@seen, $outcome{ $test->[0] }) });
 	});
 	my $result = eval { $harness->runtests(@files) };
 	if (!$result)
 	{
 		print "the tests were broken off: $@";
 		$failed++;
-		return;
+		return %outcome;
 	}
 
 	# a file that died, or ran fewer tests than it had planned, fails even if every line it printed is ok
@@ -141,12 +188,12 @@ sub tap
 	{
 		my ($parser) = $result->parsers($file);
 		show_log($file) if $parser->has_problems;
-		$skipped++ if defined $parser->skip_all;
+		$outcome{$file}{skipped}++ if defined $parser->skip_all;
 		next if !$parser->has_problems || grep { 1 } $parser->failed;
 		print "$file: ", ($parser->parse_errors ? join('; ', $parser->parse_errors) : 'exit status ' . $parser->exit), "\n";
-		$failed++;
+		$outcome{$file}{failed}++;
 	}
-	return;
+	return %outcome;
 }
 
 # a test file that gives up does so for itself alone
@@ -167,18 +214,18 @@ sub show_log
 {
 	my ($file) = @_;
 	my $name = basename($file, '.pl');
-	my ($log) = grep { -s } map { "$_/regress_log_$name" } $ENV{TESTLOGDIR}, "$work/tmp_check/log";
+	my ($log) = grep { -s } map { "$_/regress_log_$name" } $ENV{TESTLOGDIR}, "$ENV{TESTDIR}/tmp_check/log";
 	return unless defined $log && open(my $fh, '<', $log);
 	my @lines = <$fh>;
 	print "# the end of the log of $file\n", map { "# $_" } @lines > 40 ? @lines[ -40 .. -1 ] : @lines;
 	return;
 }
 
-# Count one line of TAP. The line that sums up a subtest counts only if the subtest's own lines do
+# Count one line of TAP in the outcome of its file. The line that sums up a subtest counts only if the subtest's own lines do
 # not account for it.
 sub count_line
 {
-	my ($line, $seen) = @_;
+	my ($line, $seen, $outcome) = @_;
 	my ($indent, $not, $rest) = $line =~ /^((?: {4})*)(not )?ok\b(.*)/ or return;
 	my $depth = length($indent) / 4;
 	my $inner = $seen->[ $depth + 1 ];
@@ -189,11 +236,11 @@ sub count_line
 	$seen->[$depth]{failed}++ if $not;
 	if ($inner)
 	{
-		$failed++ if $not && !$inner->{failed};
+		$outcome->{failed}++ if $not && !$inner->{failed};
 	}
-	elsif ($rest =~ /# skip\b/i) { $skipped++; }
-	elsif ($not) { $failed++; }
-	else { $passed++; }
+	elsif ($rest =~ /# skip\b/i) { $outcome->{skipped}++; }
+	elsif ($not) { $outcome->{failed}++; }
+	else { $outcome->{passed}++; }
 	return;
 }
 
