@@ -84,11 +84,15 @@ sub resume
 	return;
 }
 
-# empty tables, as if they had never been attached; nothing is under way
+# empty tables, as if they had never been attached; nothing is under way, but the worker may be looking at them in another order
 sub clean_up
 {
 	my ($self) = @_;
-	$self->{session}->run('set session_replication_role = replica; truncate ' . join(', ', 'applications', @{ $self->{outbox} }) . '; reset session_replication_role');
+	my $truncate = 'truncate ' . join(', ', 'applications', @{ $self->{outbox} });
+
+	$self->{session}->run("set session_replication_role = replica;
+		do \$\$ begin loop begin $truncate; exit; exception when deadlock_detected then null; end; end loop; end \$\$;
+		reset session_replication_role");
 	return;
 }
 
