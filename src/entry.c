@@ -28,20 +28,39 @@
 #define MAX_QUANTITY	18		/* digits */
 #define MAX_ENTRY		65536	/* bytes; a thousand of them must fit into one request, and into memory */
 
-static void append_field(FiniField *field, const char *text, FiniRow *row);
-static void append_applicant(FiniSource *source, Datum *values, bool *nulls, FiniRow *row);
-static void append_id_list(FiniField *field, Datum value, FiniRow *row);
-static void append_extra(FiniSource *source, const char *text, FiniRow *row);
+struct FiniEntryMaker
+{
+	FiniSecretPool *entries;
+	FiniBuffer *entry;			/* the one that is being built */
+	FiniBuffer *applicant;
+	FiniRow    *row;			/* its row */
+};
+
+static void append_field(FiniEntryMaker *maker, FiniField *field, const char *text);
+static void append_applicant(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool *nulls);
+static void append_id_list(FiniEntryMaker *maker, FiniField *field, Datum value);
+static void append_extra(FiniEntryMaker *maker, FiniSource *source, const char *text);
 static bool is_own_field(FiniSource *source, const JsonbValue *name);
-static void append_quantity(const char *text, FiniRow *row);
+static void append_quantity(FiniEntryMaker *maker, const char *text);
 static void append_raw(FiniBuffer *dst, const char *name, const char *json);
 static bool is_list_of_objects(Jsonb *json);
 static void check_sealable(FiniRow *row);
 static bool note_nested(void *arg, int name, FiniJsonKind kind, const char *value, Size len, FiniBuffer *dst);
 static void problem(FiniRow *row, const char *code, const char *text);
 
+FiniEntryMaker *
+fini_entry_maker_create(void)
+{
+	FiniEntryMaker *maker = palloc0(sizeof(FiniEntryMaker));
+
+	maker->entries = fini_secret_pool_create();
+	maker->entry = fini_buffer_create(1024);
+	maker->applicant = fini_buffer_create(512);
+	return maker;
+}
+
 void
-fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
+fini_entry_build(FiniEntryMaker *maker, FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
 {
 	ListCell   *cell;
 	int			column = -1;
@@ -53,7 +72,8 @@ fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 
 	heap_deform_tuple(tuple, desc, values, nulls);
 	row->found = true;
-	row->entry = fini_buffer_create(512);
+	maker->row = row;
+	fini_buffer_truncate(maker->entry, 0);
 	row->ipo_id = "";
 	foreach(cell, source->fields)
 	{
@@ -68,31 +88,34 @@ fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *r
 		{
 			case FINI_FIELD_IPO_ID:
 				row->ipo_id = text != NULL ? text : "";
-				append_field(field, text, row);
+				append_field(maker, field, text);
 				break;
 			case FINI_FIELD_QUANTITY:
 				has_quantity = true;
-				append_quantity(text, row);
+				append_quantity(maker, text);
 				break;
 			case FINI_FIELD_EXTRA:
 				extra = text;
 				break;
 			case FINI_FIELD_FIRM_ID:
 				has_firm = true;
-				fini_entry_append(row->entry, "firmID", text != NULL ? text : fini_guc_firm_id);
+				fini_entry_append(maker->entry, "firmID", text != NULL ? text : fini_guc_firm_id);
 				break;
 			default:
-				append_field(field, text, row);
+				append_field(maker, field, text);
 				break;
 		}
 	}
-	append_applicant(source, values, nulls, row);
+	append_applicant(maker, source, values, nulls);
 	if (!has_quantity)
-		append_quantity(NULL, row);
+		append_quantity(maker, NULL);
 	if (!has_firm)
-		fini_entry_append(row->entry, "firmID", fini_guc_firm_id);
+		fini_entry_append(maker->entry, "firmID", fini_guc_firm_id);
 	if (extra != NULL)
-		append_extra(source, extra, row);
+		append_extra(maker, source, extra);
+
+	row->entry = fini_secret_pool_copy(maker->entries, maker->entry->data, maker->entry->len);
+	row->entry_len = maker->entry->len;
 
 	/* one entry that cannot be sent must not hold up a whole batch */
 	if (row->problem == NULL)
@@ -151,45 +174,46 @@ fini_entry_append_element(FiniBuffer *dst, const char *value)
 }
 
 static void
-append_field(FiniField *field, const char *text, FiniRow *row)
+append_field(FiniEntryMaker *maker, FiniField *field, const char *text)
 {
 	switch (field->kind)
 	{
 		case FINI_FIELD_OWN_REF:
 			/* FINI trims, so two references could become one */
 			if (text == NULL || text[0] == '\0' || text[0] == ' ' || text[strlen(text) - 1] == ' ')
-				problem(row, "bad_own_ref", "the own_ref is empty, or begins or ends with a space");
+				problem(maker->row, "bad_own_ref", "the own_ref is empty, or begins or ends with a space");
 			break;
 		case FINI_FIELD_IPO_ID:
 			if (text == NULL || text[0] == '\0' || text[0] == ' ' || text[strlen(text) - 1] == ' ' ||
 				pg_mbstrlen(text) > MAX_IPO_ID)
-				problem(row, "bad_ipo_id", "the ipo_id is empty, longer than 20 characters, or begins or ends with a space");
+				problem(maker->row, "bad_ipo_id", "the ipo_id is empty, longer than 20 characters, or begins or ends with a space");
 			break;
 		default:
 			break;
 	}
 	if (text != NULL && field->type == BOOLOID)
-		append_raw(row->entry, field->name, text[0] == 't' ? "true" : "false");
+		append_raw(maker->entry, field->name, text[0] == 't' ? "true" : "false");
 	else if (text != NULL && (field->type == JSONBOID || field->type == JSONOID))
 	{
 		if (fini_answer_to_jsonb(text, strlen(text)) == NULL)
-			problem(row, "bad_field", psprintf("the value for %s is no JSON that can be sent", field->name));
-		row->has_json = true;
-		append_raw(row->entry, field->name, text);
+			problem(maker->row, "bad_field", psprintf("the value for %s is no JSON that can be sent", field->name));
+		maker->row->has_json = true;
+		append_raw(maker->entry, field->name, text);
 	}
 	else
-		fini_entry_append(row->entry, field->name, text);
+		fini_entry_append(maker->entry, field->name, text);
 }
 
 /* idList: from the id_list column where it holds something, else from the five columns */
 static void
-append_applicant(FiniSource *source, Datum *values, bool *nulls, FiniRow *row)
+append_applicant(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool *nulls)
 {
 	ListCell   *cell;
-	FiniBuffer *applicant = fini_buffer_create(256);
+	FiniBuffer *applicant = maker->applicant;
 	bool		anything = false;
 	int			column = -1;
 
+	fini_buffer_truncate(applicant, 0);
 	foreach(cell, source->fields)
 	{
 		FiniField  *field = lfirst(cell);
@@ -200,7 +224,7 @@ append_applicant(FiniSource *source, Datum *values, bool *nulls, FiniRow *row)
 			continue;
 		if (field->kind == FINI_FIELD_ID_LIST && !nulls[column])
 		{
-			append_id_list(field, values[column], row);
+			append_id_list(maker, field, values[column]);
 			return;
 		}
 		if (field->kind == FINI_FIELD_PERSONAL)
@@ -212,43 +236,43 @@ append_applicant(FiniSource *source, Datum *values, bool *nulls, FiniRow *row)
 	}
 	if (!anything)
 	{
-		problem(row, "no_applicant", "the row names no applicant");
+		problem(maker->row, "no_applicant", "the row names no applicant");
 		return;
 	}
-	if (row->entry->len > 0)
-		fini_buffer_append(row->entry, ",", 1);
-	fini_buffer_append(row->entry, "\"idList\":[{", 11);
-	fini_buffer_append(row->entry, applicant->data, applicant->len);
-	fini_buffer_append(row->entry, "}]", 2);
+	if (maker->entry->len > 0)
+		fini_buffer_append(maker->entry, ",", 1);
+	fini_buffer_append(maker->entry, "\"idList\":[{", 11);
+	fini_buffer_append(maker->entry, applicant->data, applicant->len);
+	fini_buffer_append(maker->entry, "}]", 2);
 }
 
 static void
-append_id_list(FiniField *field, Datum value, FiniRow *row)
+append_id_list(FiniEntryMaker *maker, FiniField *field, Datum value)
 {
 	const char *text = fini_entry_column_text(field, value, false);
 	Jsonb	   *json = field->type == JSONBOID ? DatumGetJsonbP(value) : fini_answer_to_jsonb(text, strlen(text));
 
 	if (json == NULL || !is_list_of_objects(json))
-		problem(row, "bad_id_list", "the id_list is no array of applicants");
+		problem(maker->row, "bad_id_list", "the id_list is no array of applicants");
 	else if (JB_ROOT_COUNT(json) == 0)
-		problem(row, "no_applicant", "the id_list names no applicant");
+		problem(maker->row, "no_applicant", "the id_list names no applicant");
 	else
 	{
-		row->has_json = true;
-		append_raw(row->entry, "idList", text);
+		maker->row->has_json = true;
+		append_raw(maker->entry, "idList", text);
 	}
 }
 
 /* the members of an object join those of the entry; FINI takes the first of a repeated field, so none may repeat */
 static void
-append_extra(FiniSource *source, const char *text, FiniRow *row)
+append_extra(FiniEntryMaker *maker, FiniSource *source, const char *text)
 {
 	Jsonb	   *json = fini_answer_to_jsonb(text, strlen(text));
 	const char *open = strchr(text, '{');
 	const char *close = strrchr(text, '}');
 
 	if (json == NULL || !JB_ROOT_IS_OBJECT(json) || open == NULL || close == NULL)
-		problem(row, "bad_extra", "the further fields are no JSON object");
+		problem(maker->row, "bad_extra", "the further fields are no JSON object");
 	else if (JB_ROOT_COUNT(json) > 0)
 	{
 		JsonbIterator *it = JsonbIteratorInit(&json->root);
@@ -258,12 +282,12 @@ append_extra(FiniSource *source, const char *text, FiniRow *row)
 		while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
 		{
 			if (token == WJB_KEY && is_own_field(source, &value))
-				problem(row, "bad_extra", "the further fields repeat a field of the entry");
+				problem(maker->row, "bad_extra", "the further fields repeat a field of the entry");
 		}
-		row->has_json = true;
-		if (row->entry->len > 0)
-			fini_buffer_append(row->entry, ",", 1);
-		fini_buffer_append(row->entry, open + 1, close - open - 1);
+		maker->row->has_json = true;
+		if (maker->entry->len > 0)
+			fini_buffer_append(maker->entry, ",", 1);
+		fini_buffer_append(maker->entry, open + 1, close - open - 1);
 	}
 }
 
@@ -292,7 +316,7 @@ is_own_field(FiniSource *source, const JsonbValue *name)
 
 /* a positive whole number, as FINI wants it: digits in a string */
 static void
-append_quantity(const char *text, FiniRow *row)
+append_quantity(FiniEntryMaker *maker, const char *text)
 {
 	Size		digits = text != NULL ? strspn(text, "0123456789") : 0;
 	const char *rest = text != NULL ? text + digits : "";
@@ -302,11 +326,11 @@ append_quantity(const char *text, FiniRow *row)
 		rest += 1 + strspn(rest + 1, "0");
 	if (digits == 0 || digits > MAX_QUANTITY || rest[0] != '\0' || strspn(text, "0") == digits)
 	{
-		problem(row, "bad_quantity", "the quantity is no positive whole number of at most 18 digits");
+		problem(maker->row, "bad_quantity", "the quantity is no positive whole number of at most 18 digits");
 		return;
 	}
 	whole = pnstrdup(text, digits);
-	fini_entry_append(row->entry, "appQuantity", whole);
+	fini_entry_append(maker->entry, "appQuantity", whole);
 }
 
 static void
@@ -348,12 +372,12 @@ check_sealable(FiniRow *row)
 	Size		len;
 	bool		nested = false;
 
-	if (row->entry->len > MAX_ENTRY)
+	if (row->entry_len > MAX_ENTRY)
 	{
 		problem(row, "unsealable", "the entry is larger than 64 kB");
 		return;
 	}
-	utf8 = fini_encoding_to_utf8(row->entry->data, row->entry->len, &len);
+	utf8 = fini_encoding_to_utf8(row->entry, row->entry_len, &len);
 	if (utf8 == NULL)
 	{
 		problem(row, "bad_encoding", "a character of the row has no equivalent in UTF-8");

@@ -13,12 +13,17 @@
 
 #include "source.h"
 
+/* what entries are made with, for any number of rows; it and their entries live in the context it was made in */
+typedef struct FiniEntryMaker FiniEntryMaker;
+
+extern FiniEntryMaker *fini_entry_maker_create(void);
+
 /*
  * Build the entry of a row whose columns come in the order of source->fields.
- * What it makes lives in CurrentMemoryContext.  Raises no error for what the
+ * What else it makes lives in CurrentMemoryContext.  Raises no error for what the
  * row holds: a problem becomes row->problem.
  */
-extern void fini_entry_build(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
+extern void fini_entry_build(FiniEntryMaker *maker, FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
 
 /* a column's value as its type's output function has it; NULL for null */
 extern char *fini_entry_column_text(FiniField *field, Datum value, bool isnull);

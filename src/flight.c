@@ -483,7 +483,7 @@ build_payload(FiniFlight *flight)
 		if (flight->batch.operation != FINI_OPERATION_INVALIDATE)
 		{
 			fini_buffer_append(payload, ",", 1);
-			fini_buffer_append(payload, member->row.entry->data, member->row.entry->len);
+			fini_buffer_append(payload, member->row.entry, member->row.entry_len);
 		}
 		fini_buffer_append(payload, "}", 1);
 	}

@@ -73,7 +73,7 @@ fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, Json
 				!fini_outbox_knows_record(member->own_ref, record_id, member->id);
 		case FINI_OPERATION_CHANGE:
 			return member->record_id != NULL && strcmp(member->record_id, record_id) == 0 && member->row.entry != NULL &&
-				fini_compare_entry(member->row.entry->data, member->row.entry->len, record, true) == NIL;
+				fini_compare_entry(member->row.entry, member->row.entry_len, record, true) == NIL;
 		case FINI_OPERATION_INVALIDATE:
 			return member->record_id != NULL && strcmp(member->record_id, record_id) == 0 &&
 				status != NULL && strcmp(status, fini_guc_invalidated_status) == 0;

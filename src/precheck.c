@@ -199,6 +199,7 @@ take_rows(void *arg, FiniSource *source, SPITupleTable *rows, int n)
 {
 	Precheck   *check = arg;
 	bool		asked = source->relid == check->relid;
+	FiniEntryMaker *maker = fini_entry_maker_create();
 	FiniIdentity saved;
 
 	/* output functions are the table's owner's affair */
@@ -214,7 +215,7 @@ take_rows(void *arg, FiniSource *source, SPITupleTable *rows, int n)
 		{
 			FiniRow		row = {0};
 
-			fini_entry_build(source, rows->vals[i], rows->tupdesc, &row);
+			fini_entry_build(maker, source, rows->vals[i], rows->tupdesc, &row);
 			if (row.problem != NULL)
 				add_finding(check, own_ref, row.problem, row.problem_text);
 		}

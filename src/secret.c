@@ -36,7 +36,18 @@ typedef struct GuardedBuffer
 	MemoryContextCallback callback;
 } GuardedBuffer;
 
+/* a block is a secret chunk; what does not fit gets one of its own */
+struct FiniSecretPool
+{
+	MemoryContext context;
+	Size		block;			/* size of the last block */
+	char	   *next;			/* free room in it */
+	char	   *end;
+};
+
 #define MIN_BUFFER_SIZE		64
+#define MIN_POOL_BLOCK		(4 * 1024)
+#define MAX_POOL_BLOCK		(64 * 1024)
 
 static void cleanse_chunk(void *arg);
 static void run_action(void *arg);
@@ -63,6 +74,38 @@ fini_secret_alloc(Size size)
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &chunk->callback);
 
 	return (char *) chunk + MAXALIGN(sizeof(SecretChunk));
+}
+
+FiniSecretPool *
+fini_secret_pool_create(void)
+{
+	FiniSecretPool *pool = palloc0(sizeof(FiniSecretPool));
+
+	pool->context = CurrentMemoryContext;
+	return pool;
+}
+
+char *
+fini_secret_pool_copy(FiniSecretPool *pool, const char *data, Size len)
+{
+	char	   *piece;
+
+	if (len >= (Size) (pool->end - pool->next))
+	{
+		MemoryContext old = MemoryContextSwitchTo(pool->context);
+		Size		size;
+
+		pool->block = pool->block == 0 ? MIN_POOL_BLOCK : Min(pool->block * 2, MAX_POOL_BLOCK);
+		size = Max(pool->block, len + 1);
+		pool->next = fini_secret_alloc(size);
+		pool->end = pool->next + size;
+		MemoryContextSwitchTo(old);
+	}
+	piece = pool->next;
+	memcpy(piece, data, len);
+	piece[len] = '\0';
+	pool->next += len + 1;
+	return piece;
 }
 
 /*

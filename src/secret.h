@@ -15,6 +15,12 @@
 /* palloc in CurrentMemoryContext; cleansed when that context goes */
 extern void *fini_secret_alloc(Size size);
 
+/* for many small secrets: a pool in CurrentMemoryContext, whose pieces lie in few blocks; cleansed when that context goes */
+typedef struct FiniSecretPool FiniSecretPool;
+
+extern FiniSecretPool *fini_secret_pool_create(void);
+extern char *fini_secret_pool_copy(FiniSecretPool *pool, const char *data, Size len); /* with a NUL behind it */
+
 /* run fn(arg) when CurrentMemoryContext goes; for EVP_PKEY_free and the like */
 extern void fini_secret_on_reset(void (*fn) (void *), void *arg);
 

@@ -52,6 +52,8 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 	ListCell   *cell;
 	HTAB	   *index;
 	const char **possible;
+	FiniEntryMaker *maker;
+	MemoryContext old;
 	int			count = 0;
 	Oid			types[1];
 	Datum		args[1];
@@ -84,6 +86,10 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 	}
 	args[0] = PointerGetDatum(typed_array(source->own_ref, count, possible));
 
+	old = MemoryContextSwitchTo(into);
+	maker = fini_entry_maker_create();
+	MemoryContextSwitchTo(old);
+
 	fini_identity_enter_owner(&saved, source->owner);
 	rc = fini_outbox_execute_kept(sql.data, 1, types, args);
 	if (rc != SPI_OK_SELECT)
@@ -95,16 +101,16 @@ fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow
 
 		if (found != NULL)
 		{
-			MemoryContext old = MemoryContextSwitchTo(into);
 			FiniRow    *row = &rows[found->index];
 			bool		isnull;
 
+			MemoryContextSwitchTo(into);
 			/* which of the two was meant cannot be told, and what stands at FINI is known by own_ref alone */
 			if (row->found)
 				problem(row, "own_ref_twice", "another row, in another partition of the table, has the same own_ref");
 			else
 			{
-				fini_entry_build(source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row);
+				fini_entry_build(maker, source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row);
 				if (!source->partitioned)
 					row->tid = *(ItemPointer) DatumGetPointer(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
 																			SPI_tuptable->tupdesc->natts, &isnull));

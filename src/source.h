@@ -75,7 +75,8 @@ typedef struct FiniRow
 	bool		found;
 	ItemPointerData tid;		/* where it was; invalid where that says nothing */
 	const char *ipo_id;
-	FiniBuffer *entry;			/* the entry's members without braces: "ipoID":…,… */
+	const char *entry;			/* the entry's members without braces: "ipoID":…,… */
+	Size		entry_len;
 	bool		has_json;		/* parts of it are the user's JSON */
 	const char *problem;		/* NULL: fine; else a local error code */
 	const char *problem_text;
