@@ -302,14 +302,12 @@ COMMENT ON FUNCTION fini._cluster() IS 'which cluster this is: what fini.arm() b
  * another home.  A standby that has been promoted has another home too, but a
  * later timeline and a primary that it streamed from.
  */
-CREATE FUNCTION fini._may_send(OUT armed boolean, OUT paused boolean, OUT doubt_below bigint)
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+CREATE VIEW fini._may_send AS
 	SELECT coalesce(c.system_identifier = k.system_identifier
-					AND (c.home = k.home OR (k.streaming AND k.timeline > c.timeline)), false),
-		c.paused_at IS NOT NULL, c.doubt_below
-	FROM fini.control c, fini._cluster() k
-$$;
-COMMENT ON FUNCTION fini._may_send() IS 'is this cluster armed, and is it paused?';
+					AND (c.home = k.home OR (k.streaming AND k.timeline > c.timeline)), false) AS armed,
+		c.paused_at IS NOT NULL AS paused, c.doubt_below
+	FROM fini.control c, fini._cluster() k;
+COMMENT ON VIEW fini._may_send IS 'is this cluster armed, and is it paused?';
 
 /*
  * After a promotion, a restore or on a copy, the outbox can be older than FINI:
@@ -1182,7 +1180,7 @@ CREATE VIEW fini.status AS
 		least((SELECT min(s.created_at) FROM fini.submission s
 			   JOIN (SELECT min(q.id) AS id FROM fini.queue q) q USING (id)), r.oldest) AS oldest_open,
 		w.last_error, w.last_error_at
-	FROM fini._worker() w, fini._may_send() m,
+	FROM fini._worker() w, fini._may_send m,
 		(SELECT coalesce(sum(cardinality(q.members)) FILTER (WHERE q.state = 'sending'), 0)::bigint AS sending,
 				coalesce(sum(cardinality(q.members)) FILTER (WHERE q.state = 'unknown'), 0)::bigint AS unknown,
 				min(q.started_at) AS oldest
@@ -1636,7 +1634,7 @@ DECLARE
 BEGIN
 	SELECT * INTO c FROM fini.control;
 	SELECT * INTO k FROM fini._cluster();
-	SELECT * INTO m FROM fini._may_send();
+	SELECT * INTO m FROM fini._may_send;
 	SELECT * INTO w FROM fini._check_worker();
 
 	item := 'armed';
@@ -1743,7 +1741,7 @@ DECLARE
 	operator constant text[] := '{jwks,check,call,attach,detach,capture,create_subscription_table,arm,disarm,pause,resume,stat_reset,purge}';
 	deadlines constant text[] := '{set_deadline,recount}';
 	-- what views and invoker functions of the level call
-	reader_internal constant text[] := '{_worker,_cluster,_may_send,_stat_endpoint,_pace,_estimate,_gateway_now}';
+	reader_internal constant text[] := '{_worker,_cluster,_stat_endpoint,_pace,_estimate,_gateway_now}';
 	operator_internal constant text[] := '{_check,_check_worker,_check_version,_check_keys,_check_sending,_key_id,_primary}';
 	names text[];
 	f regprocedure;

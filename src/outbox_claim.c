@@ -25,7 +25,7 @@
 #include "outbox_store.h"
 
 static FiniStatement may_send_statement = {
-	.sql = "SELECT armed, paused, doubt_below FROM fini._may_send()",
+	.sql = "SELECT armed, paused, doubt_below FROM fini._may_send",
 	.keep_plan = true
 };
 

@@ -40,7 +40,7 @@ subtest 'privileges' => sub {
 
 	# what each level may execute; a function that is added has to be put here
 	my %levels = (
-		reader => [ sort qw(_cluster _may_send _stat_endpoint _worker precheck _pace _estimate _gateway_now) ],
+		reader => [ sort qw(_cluster _stat_endpoint _worker precheck _pace _estimate _gateway_now) ],
 		submitter => [ sort qw(cancel decrypt_field decrypt_fields encrypt_field encrypt_fields funding_confirm funding_query invalidate ipo_list ipo_refdata
 			reconcile repair retry sign submit subscription_add subscription_change subscription_invalidate subscription_query wait wrap_key
 			cancel_funding confirm_funding refresh_funding refresh_ipos

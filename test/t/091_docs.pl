@@ -134,7 +134,7 @@ same_names([ first_cells(section('SQLSTATEs')) ], [ keys %sqlstate ], 'SQLSTATEs
 my %codes;
 for my $text (values %source, $sql)
 {
-	$codes{$_}++ for $text =~ /\bproblem\(row, "(\w+)"/g;
+	$codes{$_}++ for $text =~ /\bproblem\([\w>-]+, "(\w+)"/g;
 	$codes{$_}++ for $text =~ /strlcpy\([\w>-]*\bcode, "(\w+)"/g;
 	for my $value ($text =~ /\b(?:error_)?code = ([^;]*);/g)
 	{
