@@ -17,6 +17,7 @@
 #include "compat.h"
 #include "error.h"
 #include "settings.h"
+#include "throttle.h"
 #include "token.h"
 #include "wait.h"
 
@@ -38,6 +39,7 @@ fini_token_wait(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int timeou
 	bool		failing;
 	bool		other_settings;
 	int64		other_since_us = 0;
+	int64		held_us;
 
 	fini_settings_require();
 	if (fini_token_peek(slot, dst, with_key))
@@ -70,7 +72,9 @@ fini_token_wait(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int timeou
 			other_since_us = 0;
 		else if (other_since_us == 0)
 			other_since_us = fini_monotonic_us();
-		if (left <= 0 || (other_settings && fini_monotonic_us() - other_since_us > OTHER_SETTINGS_US))
+		/* nor does the worker fetch one as long as the gateway wants nobody to send */
+		(void) fini_throttle_in_use(&held_us);
+		if (left <= 0 || held_us > left || (other_settings && fini_monotonic_us() - other_since_us > OTHER_SETTINGS_US))
 		{
 			if (!worker_runs)
 				ereport(ERROR,
@@ -86,6 +90,12 @@ fini_token_wait(FiniSlotShared *slot, FiniAccess *dst, bool with_key, int timeou
 			/* the worker pauses after an attempt that says more than we could */
 			if (failing)
 				raise_failure(slot);
+			if (held_us > 0)
+				ereport(ERROR,
+						(errcode(FINI_ERRCODE_THROTTLED),
+						 errmsg("the gateway wants nothing to be sent for another " INT64_FORMAT " s", (held_us + 999999) / 1000000),
+						 errdetail("It answered a request of this company with HTTP 429; there is no access token, and none can be fetched."),
+						 errhint("Try again later; nothing was sent.")));
 			ereport(ERROR,
 					(errcode(FINI_ERRCODE_TOKEN_REFUSED),
 					 errmsg("no access token within %d ms", timeout_ms),

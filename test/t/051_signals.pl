@@ -253,10 +253,18 @@ holds '429 with Retry-After: nobody sends for the time asked, and says so' => su
 };
 
 holds 'a hold asked for by Retry-After is lifted by fini.resume' => sub {
+	$fini->config(tokenLifetime => 3);
+	$fini->admin('POST', '/expire-tokens');
+	$fini->sql('select count(*) from fini.ipo_list()');
 	add(action => 'status-before', status => 429, retryAfter => 3000);
 	my $prefix = insert_rows();
 	$fini->wait_for("select exists (select from fini.submission where own_ref like '$prefix%' and error_code = 'http_429')", 'the reason to be seen');
 	is(operations($prefix, 'state'), 'sending', 'held');
+	$fini->wait_for('select token_expires_at is null from fini.status', 'the token to end');
+	my $begin = time;
+	$fini->sql_fails('select count(*) from fini.ipo_list()', qr/IP008.*the gateway wants nothing to be sent for another \d+ s.*no access token/s, 'a direct call that needs a token says so');
+	cmp_ok(time - $begin, '<', 2, '... at once');
+	$fini->config(tokenLifetime => 30);
 	$fini->sql('select fini.resume()');
 	settled($prefix, 'the rows');
 	is(operations($prefix, 'state'), 'accepted', 'accepted');
