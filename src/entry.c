@@ -144,9 +144,9 @@ void
 fini_entry_append(FiniBuffer *dst, const char *name, const char *value)
 {
 	if (dst->len > 0)
-		fini_buffer_append(dst, ",", 1);
+		fini_buffer_append_char(dst, ',');
 	fini_json_append_string(dst, name, strlen(name));
-	fini_buffer_append(dst, ":", 1);
+	fini_buffer_append_char(dst, ':');
 	if (value == NULL)
 		fini_buffer_append(dst, "null", 4);
 	else
@@ -157,19 +157,19 @@ void
 fini_entry_append_raw(FiniBuffer *dst, const char *name, const FiniBuffer *inner, char open, char close)
 {
 	if (dst->len > 0)
-		fini_buffer_append(dst, ",", 1);
+		fini_buffer_append_char(dst, ',');
 	fini_json_append_string(dst, name, strlen(name));
-	fini_buffer_append(dst, ":", 1);
-	fini_buffer_append(dst, &open, 1);
+	fini_buffer_append_char(dst, ':');
+	fini_buffer_append_char(dst, open);
 	fini_buffer_append(dst, inner->data, inner->len);
-	fini_buffer_append(dst, &close, 1);
+	fini_buffer_append_char(dst, close);
 }
 
 void
 fini_entry_append_element(FiniBuffer *dst, const char *value)
 {
 	if (dst->len > 0)
-		fini_buffer_append(dst, ",", 1);
+		fini_buffer_append_char(dst, ',');
 	fini_json_append_string(dst, value, strlen(value));
 }
 
@@ -240,7 +240,7 @@ append_applicant(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool 
 		return;
 	}
 	if (maker->entry->len > 0)
-		fini_buffer_append(maker->entry, ",", 1);
+		fini_buffer_append_char(maker->entry, ',');
 	fini_buffer_append(maker->entry, "\"idList\":[{", 11);
 	fini_buffer_append(maker->entry, applicant->data, applicant->len);
 	fini_buffer_append(maker->entry, "}]", 2);
@@ -286,7 +286,7 @@ append_extra(FiniEntryMaker *maker, FiniSource *source, const char *text)
 		}
 		maker->row->has_json = true;
 		if (maker->entry->len > 0)
-			fini_buffer_append(maker->entry, ",", 1);
+			fini_buffer_append_char(maker->entry, ',');
 		fini_buffer_append(maker->entry, open + 1, close - open - 1);
 	}
 }
@@ -337,9 +337,9 @@ static void
 append_raw(FiniBuffer *dst, const char *name, const char *json)
 {
 	if (dst->len > 0)
-		fini_buffer_append(dst, ",", 1);
+		fini_buffer_append_char(dst, ',');
 	fini_json_append_string(dst, name, strlen(name));
-	fini_buffer_append(dst, ":", 1);
+	fini_buffer_append_char(dst, ':');
 	fini_buffer_append(dst, json, strlen(json));
 }
 

@@ -115,10 +115,22 @@ fini_json_append_string(FiniBuffer *dst, const char *text, Size len)
 	static const char digits[] = "0123456789abcdef";
 	const char *end = text + len;
 	const char *run = text;
-	const char *p;
+	const char *p = text;
 
-	fini_buffer_append(dst, "\"", 1);
-	for (p = text; p < end; p++)
+	/* most need no escape */
+	while (p < end && (unsigned char) *p >= 0x20 && *p != '"' && *p != '\\')
+		p++;
+	if (p == end)
+	{
+		char	   *room = fini_buffer_extend(dst, len + 2);
+
+		room[0] = '"';
+		memcpy(room + 1, text, len);
+		room[len + 1] = '"';
+		return;
+	}
+	fini_buffer_append_char(dst, '"');
+	for (; p < end; p++)
 	{
 		unsigned char c = (unsigned char) *p;
 		char		escape[6];
@@ -143,7 +155,7 @@ fini_json_append_string(FiniBuffer *dst, const char *text, Size len)
 		}
 	}
 	fini_buffer_append(dst, run, end - run);
-	fini_buffer_append(dst, "\"", 1);
+	fini_buffer_append_char(dst, '"');
 }
 
 Datum

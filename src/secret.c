@@ -52,7 +52,6 @@ struct FiniSecretPool
 static void cleanse_chunk(void *arg);
 static void run_action(void *arg);
 static void cleanse_buffer(void *arg);
-static void grow_buffer(FiniBuffer *buf, Size more);
 
 /*
  * Memory for a secret, uninitialised.
@@ -169,31 +168,36 @@ fini_buffer_create(Size size_hint)
 	return buf;
 }
 
-void
-fini_buffer_append(FiniBuffer *buf, const void *data, Size len)
-{
-	if (len > 0)
-		memcpy(fini_buffer_extend(buf, len), data, len);
-}
-
 /*
- * The new bytes are uninitialised; the pointer holds until the buffer grows.
+ * Make room for `more` bytes and the NUL.  Not repalloc, which could leave a
+ * copy behind.
  */
-char *
-fini_buffer_extend(FiniBuffer *buf, Size len)
+void
+fini_buffer_grow(FiniBuffer *buf, Size more)
 {
-	char	   *room;
+	Size		need;
+	Size		size;
+	char	   *data;
 
-	/* data is NUL-terminated, so one byte of size is never free */
-	if (unlikely(len >= buf->size - buf->len))
-		grow_buffer(buf, len);
+	if (more >= MaxAllocSize || buf->len + more >= MaxAllocSize)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("out of memory"),
+				 errdetail("Cannot enlarge a buffer containing %zu bytes by %zu more bytes.",
+						   buf->len, more)));
 
-	room = buf->data + buf->len;
-	buf->len += len;
-	buf->used = Max(buf->used, buf->len);
-	buf->data[buf->len] = '\0';
+	need = buf->len + more + 1;
+	size = Min(buf->size * 2, MaxAllocSize);
+	if (size < need)
+		size = need;
 
-	return room;
+	data = MemoryContextAlloc(buf->context, size);
+	memcpy(data, buf->data, buf->len + 1);
+	fini_secret_cleanse(buf->data, buf->used);
+	pfree(buf->data);
+	buf->data = data;
+	buf->size = size;
+	buf->used = buf->len;
 }
 
 /*
@@ -242,36 +246,4 @@ cleanse_buffer(void *arg)
 
 	if (buf->data != NULL)
 		fini_secret_cleanse(buf->data, buf->used);
-}
-
-/*
- * Make room for `more` bytes and the NUL.  Not repalloc, which could leave a
- * copy behind.
- */
-static void
-grow_buffer(FiniBuffer *buf, Size more)
-{
-	Size		need;
-	Size		size;
-	char	   *data;
-
-	if (more >= MaxAllocSize || buf->len + more >= MaxAllocSize)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("out of memory"),
-				 errdetail("Cannot enlarge a buffer containing %zu bytes by %zu more bytes.",
-						   buf->len, more)));
-
-	need = buf->len + more + 1;
-	size = Min(buf->size * 2, MaxAllocSize);
-	if (size < need)
-		size = need;
-
-	data = MemoryContextAlloc(buf->context, size);
-	memcpy(data, buf->data, buf->len + 1);
-	fini_secret_cleanse(buf->data, buf->used);
-	pfree(buf->data);
-	buf->data = data;
-	buf->size = size;
-	buf->used = buf->len;
 }

@@ -38,11 +38,43 @@ typedef struct FiniBuffer
 } FiniBuffer;
 
 extern FiniBuffer *fini_buffer_create(Size size_hint);
-extern void fini_buffer_append(FiniBuffer *buf, const void *data, Size len);
-extern char *fini_buffer_extend(FiniBuffer *buf, Size len); /* room for len bytes at the end, counted as used */
+extern void fini_buffer_grow(FiniBuffer *buf, Size more);	/* room for so many bytes more; the three below see to it */
 extern void fini_buffer_truncate(FiniBuffer *buf, Size len);
 
 /* the bytes become the caller's, in the buffer's context: not cleansed, may be pfree'd; the buffer is of no more use */
 extern char *fini_buffer_release(FiniBuffer *buf);
+
+/*
+ * Room for len bytes at the end, counted as used.  They are uninitialised, and
+ * the pointer holds until the buffer grows.
+ */
+static inline char *
+fini_buffer_extend(FiniBuffer *buf, Size len)
+{
+	char	   *room;
+
+	/* data is NUL-terminated, so one byte of size is never free */
+	if (unlikely(len >= buf->size - buf->len))
+		fini_buffer_grow(buf, len);
+
+	room = buf->data + buf->len;
+	buf->len += len;
+	buf->used = Max(buf->used, buf->len);
+	buf->data[buf->len] = '\0';
+	return room;
+}
+
+static inline void
+fini_buffer_append(FiniBuffer *buf, const void *data, Size len)
+{
+	if (len > 0)
+		memcpy(fini_buffer_extend(buf, len), data, len);
+}
+
+static inline void
+fini_buffer_append_char(FiniBuffer *buf, char c)
+{
+	*fini_buffer_extend(buf, 1) = c;
+}
 
 #endif							/* FINI_SECRET_H */
