@@ -405,8 +405,9 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION fini.create_subscription_table(text) IS 'creates a table with the standard columns, owned by the caller; attach it next';
 
+-- takes its owner's rights by itself, and pins the search_path when it runs SQL
 CREATE FUNCTION fini.capture() RETURNS trigger
-LANGUAGE C VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE C VOLATILE
 AS 'MODULE_PATHNAME', 'fini_sql_capture';
 COMMENT ON FUNCTION fini.capture() IS 'trigger function of attached tables: enqueues what a statement asks for';
 

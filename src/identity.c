@@ -9,17 +9,20 @@
 #include "access/table.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_proc.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "identity.h"
 #include "user_code.h"
 
 static void enter(FiniIdentity *saved, Oid user, int context);
+static void become(FiniIdentity *saved, Oid user, int context);
 
 Oid
 fini_identity_extension_owner(void)
@@ -63,9 +66,32 @@ fini_identity_enter_owner(FiniIdentity *saved, Oid owner)
 }
 
 void
+fini_identity_enter_function(FiniIdentity *saved, Oid function)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", function);
+	owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	ReleaseSysCache(tuple);
+	saved->of_user = false;
+	become(saved, owner, SECURITY_LOCAL_USERID_CHANGE);
+}
+
+void
+fini_identity_pin_path(FiniIdentity *saved)
+{
+	saved->guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+void
 fini_identity_leave(const FiniIdentity *saved)
 {
-	AtEOXact_GUC(false, saved->guc_level);
+	if (saved->guc_level > 0)
+		AtEOXact_GUC(false, saved->guc_level);
 	SetUserIdAndSecContext(saved->user, saved->context);
 	if (saved->of_user)
 		fini_user_code_end();
@@ -74,9 +100,14 @@ fini_identity_leave(const FiniIdentity *saved)
 static void
 enter(FiniIdentity *saved, Oid user, int context)
 {
+	become(saved, user, context);
+	fini_identity_pin_path(saved);
+}
+
+static void
+become(FiniIdentity *saved, Oid user, int context)
+{
 	GetUserIdAndSecContext(&saved->user, &saved->context);
-	saved->guc_level = NewGUCNestLevel();
 	SetUserIdAndSecContext(user, saved->context | context);
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
+	saved->guc_level = 0;
 }

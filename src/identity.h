@@ -16,7 +16,7 @@ typedef struct FiniIdentity
 {
 	Oid			user;
 	int			context;
-	int			guc_level;
+	int			guc_level;		/* 0: the search_path is as it was */
 	bool		of_user;
 } FiniIdentity;
 
@@ -25,6 +25,13 @@ extern Oid	fini_identity_extension_owner(void);
 
 /* run as the extension's owner until the matching leave */
 extern void fini_identity_enter_extension(FiniIdentity *saved);
+
+/*
+ * Run as the owner of a function, as SECURITY DEFINER would; the search_path is
+ * pinned when SQL is about to run, since that costs more than many a statement.
+ */
+extern void fini_identity_enter_function(FiniIdentity *saved, Oid function);
+extern void fini_identity_pin_path(FiniIdentity *saved);
 
 /* run as the owner of a user's table until the matching leave */
 extern void fini_identity_enter_owner(FiniIdentity *saved, Oid owner);	/* in a worker, watched: user_code.h */

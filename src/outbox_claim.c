@@ -232,7 +232,7 @@ fini_outbox_read_rows(FiniBatch *batch, MemoryContext into)
 static void
 take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
 {
-	FiniStore  *store = fini_store_open(true);
+	FiniStore  *store = fini_store_open();
 	TupleTableSlot *queued = fini_store_slot(&store->queue);
 	TupleTableSlot *other = fini_store_slot(&store->submission);
 	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "fini claim", ALLOCSET_DEFAULT_SIZES);

@@ -76,7 +76,7 @@ int
 fini_outbox_fail_late(const FiniGroup *group, int64 *after)
 {
 	FiniBatch	batch = {.ipo_id = group->ipo_id, .operation = group->operation};
-	FiniStore  *store = fini_store_open(true);
+	FiniStore  *store = fini_store_open();
 	TupleTableSlot *queued = fini_store_slot(&store->queue);
 
 	batch.members = palloc0(sizeof(FiniMember) * LATE_BATCH);

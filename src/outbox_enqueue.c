@@ -16,7 +16,7 @@
 
 #include "compat.h"
 #include "outbox.h"
-#include "outbox_store.h"
+#include "outbox_append.h"
 #include "shared.h"
 
 PG_FUNCTION_INFO_V1(fini_sql_withdraw);
@@ -156,10 +156,7 @@ fini_outbox_attachment(Oid relid, Jsonb **fields, Jsonb **outcome)
 void
 fini_outbox_inserted(Oid relid, int n, char **own_refs, char **ipo_ids)
 {
-	FiniStore  *store = fini_store_open(false);
-
-	fini_store_add(store, relid, fini_outbox_operation_name(FINI_OPERATION_ADD), n, own_refs, kept_ipo_ids(n, ipo_ids));
-	fini_store_close(store);
+	fini_append(relid, fini_outbox_operation_name(FINI_OPERATION_ADD), n, own_refs, kept_ipo_ids(n, ipo_ids));
 	fini_shared_work_at_commit();
 }
 

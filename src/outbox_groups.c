@@ -72,7 +72,7 @@ static LowEnd *low_end(const char *ipo_id, FiniOperation operation);
 List *
 fini_outbox_groups(MemoryContext into)
 {
-	FiniStore  *store = fini_store_open(true);
+	FiniStore  *store = fini_store_open();
 	TupleTableSlot *slot = fini_store_slot(&store->queue);
 	List	   *groups = NIL;
 	ListCell   *cell;

@@ -193,7 +193,7 @@ settle_final(FiniBatch *batch)
 			continue;
 		if (store == NULL)
 		{
-			store = fini_store_open(true);
+			store = fini_store_open();
 			MemoryContextSwitchTo(work);
 		}
 		row = fini_store_find_at(store, member->id, &member->place);

@@ -21,7 +21,6 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
-#include "commands/sequence.h"
 #include "executor/executor.h"
 #include "storage/bufmgr.h"
 #include "utils/builtins.h"
@@ -37,9 +36,6 @@
 
 #define SCHEMA			"fini"
 
-/* rows that are handed to the table at once */
-#define ROWS_AT_ONCE	500
-
 /* so many ids beyond the one that is looked for are read along the index at once */
 #define NEIGHBOURS		50
 
@@ -49,16 +45,15 @@ static const char *const submission_columns[] = {
 };
 static const char *const queue_columns[] = {"ipo_id", "operation", "id", "not_before"};
 
-static void open_own_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns);
+static void open_own_table(FiniStoreTable *table, const char *name, bool is_queue);
 static Relation index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncolumns);
 static void begin_queue_scan(FiniStore *store, int nkeys, ScanKey keys);
 static void make_room(FiniStore *store, BlockNumber block);
 static bool next_row(FiniStore *store, IndexScanDesc scan, TupleTableSlot *slot);
-static void insert_rows(FiniStoreTable *table, TupleTableSlot **slots, int n);
 static void missing(const char *what) pg_attribute_noreturn();
 
 FiniStore *
-fini_store_open(bool to_read)
+fini_store_open(void)
 {
 	static const char *const id[] = {"id"};
 	static const char *const own_ref[] = {"own_ref"};
@@ -66,26 +61,22 @@ fini_store_open(bool to_read)
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fini store", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	FiniStore  *store = palloc0(sizeof(FiniStore));
-	Oid			namespace = get_namespace_oid(SCHEMA, false);
 
 	store->context = context;
-	open_own_table(&store->submission, namespace, "submission", submission_columns, lengthof(submission_columns));
-	open_own_table(&store->queue, namespace, "queue", queue_columns, lengthof(queue_columns));
-	if (to_read)
-	{
-		store->snapshot = RegisterSnapshot(GetLatestSnapshot());
-		store->by_id = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, BTREE_AM_OID, id, lengthof(id)),
-												   store->snapshot, 2);
-		store->found = fini_store_slot(&store->submission);
-		store->seen = fini_store_slot(&store->submission);
-		store->blocks = RelationGetNumberOfBlocks(store->submission.rel);
-		store->pruned = InvalidBlockNumber;
-		store->found_until = PG_INT64_MIN;
-		store->by_own_ref = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, HASH_AM_OID, own_ref, lengthof(own_ref)),
-														store->snapshot, 1);
-		store->in_queue = fini_compat_index_beginscan(store->queue.rel, index_on(&store->queue, BTREE_AM_OID, group, lengthof(group)),
-													  store->snapshot, 3);
-	}
+	open_own_table(&store->submission, "submission", false);
+	open_own_table(&store->queue, "queue", true);
+	store->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	store->by_id = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, BTREE_AM_OID, id, lengthof(id)),
+											   store->snapshot, 2);
+	store->found = fini_store_slot(&store->submission);
+	store->seen = fini_store_slot(&store->submission);
+	store->blocks = RelationGetNumberOfBlocks(store->submission.rel);
+	store->pruned = InvalidBlockNumber;
+	store->found_until = PG_INT64_MIN;
+	store->by_own_ref = fini_compat_index_beginscan(store->submission.rel, index_on(&store->submission, HASH_AM_OID, own_ref, lengthof(own_ref)),
+													store->snapshot, 1);
+	store->in_queue = fini_compat_index_beginscan(store->queue.rel, index_on(&store->queue, BTREE_AM_OID, group, lengthof(group)),
+												  store->snapshot, 3);
 	MemoryContextSwitchTo(old);
 	return store;
 }
@@ -93,13 +84,10 @@ fini_store_open(bool to_read)
 void
 fini_store_close(FiniStore *store)
 {
-	if (store->snapshot != NULL)
-	{
-		index_endscan(store->by_id);
-		index_endscan(store->by_own_ref);
-		index_endscan(store->in_queue);
-		UnregisterSnapshot(store->snapshot);
-	}
+	index_endscan(store->by_id);
+	index_endscan(store->by_own_ref);
+	index_endscan(store->in_queue);
+	UnregisterSnapshot(store->snapshot);
 	fini_store_close_table(&store->queue);
 	fini_store_close_table(&store->submission);
 	MemoryContextDelete(store->context);
@@ -352,81 +340,35 @@ fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot)
 	return result;
 }
 
-void
-fini_store_add(FiniStore *store, Oid relid, const char *operation, int n, char **own_refs, char **ipo_ids)
+Oid
+fini_store_relid(const char *kind, const char *name)
 {
-	MemoryContext context = AllocSetContextCreate(store->context, "fini rows", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = CurrentMemoryContext;
-	int			at_once = Min(n, ROWS_AT_ONCE);
-	TupleTableSlot **operations = MemoryContextAlloc(store->context, sizeof(TupleTableSlot *) * at_once);
-	TupleTableSlot **queued = MemoryContextAlloc(store->context, sizeof(TupleTableSlot *) * at_once);
-	Oid			sequence = get_relname_relid("submission_id_seq", RelationGetNamespace(store->submission.rel));
-	TimestampTz now = GetCurrentTransactionStartTimestamp();
-
-	if (!OidIsValid(sequence))
-		missing("sequence submission_id_seq");
-	MemoryContextSwitchTo(store->context);
-	for (int i = 0; i < at_once; i++)
-	{
-		operations[i] = fini_store_slot(&store->submission);
-		queued[i] = fini_store_slot(&store->queue);
-	}
-	MemoryContextSwitchTo(context);
-	for (int i = 0; i < n;)
-	{
-		Datum		add = CStringGetTextDatum(operation);
-		Datum		state = CStringGetTextDatum("queued");
-		int			filled;
-
-		for (filled = 0; filled < at_once && i < n; filled++, i++)
-		{
-			TupleTableSlot *slot = ExecClearTuple(operations[filled]);
-			Datum		id = Int64GetDatum(nextval_internal(sequence, false));
-			Datum		ipo_id = CStringGetTextDatum(ipo_ids[i]);
-
-			memset(slot->tts_isnull, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
-			fini_store_set(slot, FINI_SUBMISSION_ID, id, false);
-			fini_store_set(slot, FINI_SUBMISSION_RELATION, ObjectIdGetDatum(relid), false);
-			fini_store_set_text(slot, FINI_SUBMISSION_OWN_REF, own_refs[i]);
-			fini_store_set(slot, FINI_SUBMISSION_IPO_ID, ipo_id, false);
-			fini_store_set(slot, FINI_SUBMISSION_OPERATION, add, false);
-			fini_store_set(slot, FINI_SUBMISSION_STATE, state, false);
-			fini_store_set(slot, FINI_SUBMISSION_ATTEMPTS, Int32GetDatum(0), false);
-			fini_store_set(slot, FINI_SUBMISSION_CREATED_AT, TimestampTzGetDatum(now), false);
-			fini_store_set(slot, FINI_SUBMISSION_STRAY, BoolGetDatum(false), false);
-			ExecStoreVirtualTuple(slot);
-
-			slot = ExecClearTuple(queued[filled]);
-			fini_store_set(slot, FINI_QUEUE_IPO_ID, ipo_id, false);
-			fini_store_set(slot, FINI_QUEUE_OPERATION, add, false);
-			fini_store_set(slot, FINI_QUEUE_ID, id, false);
-			fini_store_set(slot, FINI_QUEUE_NOT_BEFORE, (Datum) 0, true);
-			ExecStoreVirtualTuple(slot);
-		}
-		insert_rows(&store->submission, operations, filled);
-		insert_rows(&store->queue, queued, filled);
-		MemoryContextReset(context);
-		CHECK_FOR_INTERRUPTS();
-	}
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(context);
-}
-
-static void
-open_own_table(FiniStoreTable *table, Oid namespace, const char *name, const char *const *columns, int ncolumns)
-{
-	Oid			relid = get_relname_relid(name, namespace);
-	TupleDesc	desc;
+	Oid			relid = get_relname_relid(name, get_namespace_oid(SCHEMA, false));
 
 	if (!OidIsValid(relid))
-		missing(psprintf("table %s", name));
-	table->rel = table_open(relid, RowExclusiveLock);
-	desc = RelationGetDescr(table->rel);
+		missing(psprintf("%s %s", kind, name));
+	return relid;
+}
+
+void
+fini_store_check_columns(Relation rel, bool is_queue)
+{
+	const char *const *columns = is_queue ? queue_columns : submission_columns;
+	int			ncolumns = is_queue ? lengthof(queue_columns) : lengthof(submission_columns);
+	TupleDesc	desc = RelationGetDescr(rel);
+
 	for (int i = 0; i < ncolumns; i++)
 	{
 		if (i >= desc->natts || strcmp(NameStr(TupleDescAttr(desc, i)->attname), columns[i]) != 0)
-			missing(psprintf("column %s of table %s", columns[i], name));
+			missing(psprintf("column %s of table %s", columns[i], RelationGetRelationName(rel)));
 	}
+}
+
+static void
+open_own_table(FiniStoreTable *table, const char *name, bool is_queue)
+{
+	table->rel = table_open(fini_store_relid("table", name), RowExclusiveLock);
+	fini_store_check_columns(table->rel, is_queue);
 	fini_store_open_table(table, table->rel);
 }
 
@@ -493,17 +435,6 @@ next_row(FiniStore *store, IndexScanDesc scan, TupleTableSlot *slot)
 
 	MemoryContextSwitchTo(old);
 	return found;
-}
-
-static void
-insert_rows(FiniStoreTable *table, TupleTableSlot **slots, int n)
-{
-	table_multi_insert(table->rel, slots, n, GetCurrentCommandId(true), 0, NULL);
-	for (int i = 0; i < n; i++)
-	{
-		list_free(fini_compat_insert_index_tuples(table->result, slots[i], table->estate, false, FINI_COMPAT_ALL_INDEXES));
-		ResetPerTupleExprContext(table->estate);
-	}
 }
 
 static void

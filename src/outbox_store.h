@@ -79,8 +79,7 @@ typedef struct FiniStore
 	IndexScanDesc in_queue;		/* in the order of its groups and ids */
 } FiniStore;
 
-/* only to write: without a snapshot and its scans */
-extern FiniStore *fini_store_open(bool to_read);
+extern FiniStore *fini_store_open(void);
 
 /* what was written is visible to statements that follow */
 extern void fini_store_close(FiniStore *store);
@@ -131,7 +130,10 @@ extern void fini_store_open_table(FiniStoreTable *table, Relation rel);
 extern void fini_store_close_table(FiniStoreTable *table);
 extern TM_Result fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot);	/* tid: where it is then */
 
-/* add operations, and queue them */
-extern void fini_store_add(FiniStore *store, Oid relid, const char *operation, int n, char **own_refs, char **ipo_ids);
+/* --- the tables themselves, for who opens them by himself (outbox_append.c) --- */
+
+/* a relation of ours by its name, and are a table's columns those above?  An error says what is missing */
+extern Oid	fini_store_relid(const char *kind, const char *name);
+extern void fini_store_check_columns(Relation rel, bool is_queue);
 
 #endif							/* FINI_OUTBOX_STORE_H */

@@ -108,6 +108,12 @@ extern FiniSource *fini_source_open(Oid relid);
 extern FiniSource *fini_source_try_open(Oid relid);
 
 /*
+ * The same if it is known already, else NULL: without SQL.  For a table that the
+ * caller has opened, and locked in this transaction, or one of its partitions.
+ */
+extern FiniSource *fini_source_known(Oid relid, Relation opened);
+
+/*
  * Read rows by own_ref, as the table's owner: rows[i] for own_refs[i], what
  * they point to in the context given.  In the caller's SPI connection, under a
  * new snapshot; locks no row.

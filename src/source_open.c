@@ -8,6 +8,7 @@
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "catalog/partition.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -119,6 +120,14 @@ fini_source_try_open(Oid relid)
 	if (rel != NULL)
 		relation_close(rel, NoLock);
 	return source;
+}
+
+FiniSource *
+fini_source_known(Oid relid, Relation opened)
+{
+	if (RelationGetRelid(opened) != relid)
+		LockRelationOid(relid, AccessShareLock);
+	return fini_source_cached(relid);
 }
 
 Oid

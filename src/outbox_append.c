@@ -1,0 +1,373 @@
+/*
+ * outbox_append.c
+ *		New operations, and their places in the queue, by the access methods alone.
+ *
+ * Of a single INSERT most is what surrounds it.  So names are not looked up,
+ * columns not compared and indexes not described again for each statement: an
+ * executor's state would cost as much as writing the two rows.  Everything that
+ * is kept goes with any news of the tables, their indexes or the sequence; the
+ * news arrive with the locks that are taken first, as they do for the
+ * executor.  Relations are opened and locked each time.
+ *
+ * Indexes that need an expression, a condition or anything else that is not
+ * known here are filled by the executor's own function.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_am.h"
+#include "commands/sequence.h"
+#include "executor/executor.h"
+#include "nodes/primnodes.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "outbox_append.h"
+#include "outbox_store.h"
+
+/* rows that are handed to the table at once */
+#define ROWS_AT_ONCE	500
+
+/* a table with more indexes is left to the executor */
+#define MAX_INDEXES		8
+
+typedef struct KnownIndex
+{
+	Oid			relid;
+	IndexInfo  *info;
+	IndexUniqueCheck unique;
+	AttrNumber	only_with;		/* holds rows in which this column is not null; 0: all rows */
+} KnownIndex;
+
+/* what is kept of a table */
+typedef struct Known
+{
+	Oid			relid;
+	bool		plain;			/* all its indexes are below */
+	int			nindexes;		/* those that take entries */
+	KnownIndex	indexes[MAX_INDEXES];
+} Known;
+
+static struct
+{
+	bool		found;			/* OIDs are right */
+	bool		described;		/* and the indexes */
+	uint64		news;			/* grows with all that is invalidated */
+	MemoryContext context;		/* of what the descriptions point to */
+	Oid			sequence;
+	Known		submission;
+	Known		queue;
+}			known;
+
+/* a table that is being written to */
+typedef struct Opened
+{
+	const Known *known;
+	Relation	rel;
+	Relation	indexes[MAX_INDEXES];
+	FiniStoreTable executor;	/* unless it is plain */
+	TupleTableSlot **slots;
+} Opened;
+
+static void fill_operation(TupleTableSlot *slot, Datum id, Oid relid, Datum own_ref, Datum ipo_id, Datum operation, Datum state, Datum now);
+static void fill_queued(TupleTableSlot *slot, Datum ipo_id, Datum operation, Datum id);
+static void open_tables(Opened *submission, Opened *queue);
+static void find(void);
+static void describe(Known *table, Relation rel);
+static bool describe_index(KnownIndex *index, Relation rel);
+static void open_indexes(Opened *table);
+static void make_slots(Opened *table, int n);
+static void close_table(Opened *table, int n);
+static void insert_rows(Opened *table, int n);
+static void insert_entries(Opened *table, TupleTableSlot *slot);
+static void on_relation(Datum arg, Oid relid);
+static bool concerns(const Known *table, Oid relid);
+static void on_schema(Datum arg, int cache_id, uint32 hash_value);
+static void forget(void);
+
+void
+fini_append(Oid relid, const char *operation, int n, char **own_refs, char **ipo_ids)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fini new operations", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext rows = n > ROWS_AT_ONCE ? AllocSetContextCreate(context, "fini portion", ALLOCSET_DEFAULT_SIZES) : context;
+	MemoryContext old = MemoryContextSwitchTo(context);
+	int			at_once = Min(n, ROWS_AT_ONCE);
+	Datum		add = CStringGetTextDatum(operation);
+	Datum		state = CStringGetTextDatum("queued");
+	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	Oid			sequence;
+	Opened		submission;
+	Opened		queue;
+
+	open_tables(&submission, &queue);
+	sequence = known.sequence;
+	make_slots(&submission, at_once);
+	make_slots(&queue, at_once);
+	MemoryContextSwitchTo(rows);
+	for (int i = 0; i < n;)
+	{
+		int			filled;
+
+		for (filled = 0; filled < at_once && i < n; filled++, i++)
+		{
+			Datum		id = Int64GetDatum(nextval_internal(sequence, false));
+			Datum		ipo_id = CStringGetTextDatum(ipo_ids[i]);
+
+			fill_operation(submission.slots[filled], id, relid, CStringGetTextDatum(own_refs[i]), ipo_id, add, state, now);
+			fill_queued(queue.slots[filled], ipo_id, add, id);
+		}
+		insert_rows(&submission, filled);
+		insert_rows(&queue, filled);
+		if (rows != context)
+			MemoryContextReset(rows);
+		CHECK_FOR_INTERRUPTS();
+	}
+	MemoryContextSwitchTo(context);
+	close_table(&queue, at_once);
+	close_table(&submission, at_once);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	CommandCounterIncrement();
+}
+
+static void
+fill_operation(TupleTableSlot *slot, Datum id, Oid relid, Datum own_ref, Datum ipo_id, Datum operation, Datum state, Datum now)
+{
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
+	fini_store_set(slot, FINI_SUBMISSION_ID, id, false);
+	fini_store_set(slot, FINI_SUBMISSION_RELATION, ObjectIdGetDatum(relid), false);
+	fini_store_set(slot, FINI_SUBMISSION_OWN_REF, own_ref, false);
+	fini_store_set(slot, FINI_SUBMISSION_IPO_ID, ipo_id, false);
+	fini_store_set(slot, FINI_SUBMISSION_OPERATION, operation, false);
+	fini_store_set(slot, FINI_SUBMISSION_STATE, state, false);
+	fini_store_set(slot, FINI_SUBMISSION_ATTEMPTS, Int32GetDatum(0), false);
+	fini_store_set(slot, FINI_SUBMISSION_CREATED_AT, now, false);
+	fini_store_set(slot, FINI_SUBMISSION_STRAY, BoolGetDatum(false), false);
+	ExecStoreVirtualTuple(slot);
+}
+
+static void
+fill_queued(TupleTableSlot *slot, Datum ipo_id, Datum operation, Datum id)
+{
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
+	fini_store_set(slot, FINI_QUEUE_IPO_ID, ipo_id, false);
+	fini_store_set(slot, FINI_QUEUE_OPERATION, operation, false);
+	fini_store_set(slot, FINI_QUEUE_ID, id, false);
+	ExecStoreVirtualTuple(slot);
+}
+
+/*
+ * The tables' locks come first: with them arrives what others have changed, and
+ * from then on nobody takes an index away or expects entries in a new one
+ * without waiting for us.
+ */
+static void
+open_tables(Opened *submission, Opened *queue)
+{
+	if (known.context == NULL)
+	{
+		known.context = AllocSetContextCreate(CacheMemoryContext, "fini outbox", ALLOCSET_SMALL_SIZES);
+		CacheRegisterRelcacheCallback(on_relation, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, on_schema, (Datum) 0);
+	}
+	if (!known.found)
+		find();
+	submission->rel = table_open(known.submission.relid, RowExclusiveLock);
+	queue->rel = table_open(known.queue.relid, RowExclusiveLock);
+	if (!known.described)
+	{
+		uint64		before = known.news;
+
+		MemoryContextReset(known.context);
+		describe(&known.submission, submission->rel);
+		describe(&known.queue, queue->rel);
+		/* else it is good for this once */
+		known.described = before == known.news;
+	}
+	submission->known = &known.submission;
+	queue->known = &known.queue;
+	open_indexes(submission);
+	open_indexes(queue);
+}
+
+static void
+find(void)
+{
+	uint64		before = known.news;
+
+	known.submission.relid = fini_store_relid("table", "submission");
+	known.queue.relid = fini_store_relid("table", "queue");
+	known.sequence = fini_store_relid("sequence", "submission_id_seq");
+	known.found = before == known.news;
+}
+
+static void
+describe(Known *table, Relation rel)
+{
+	List	   *indexes;
+	ListCell   *cell;
+
+	fini_store_check_columns(rel, table == &known.queue);
+	indexes = RelationGetIndexList(rel);
+	table->plain = true;
+	table->nindexes = 0;
+	foreach(cell, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(cell), RowExclusiveLock);
+
+		if (table->nindexes == MAX_INDEXES)
+			table->plain = false;
+		else if (index->rd_index->indisready)
+		{
+			table->plain &= describe_index(&table->indexes[table->nindexes], index);
+			table->nindexes++;
+		}
+		index_close(index, RowExclusiveLock);
+	}
+	list_free(indexes);
+}
+
+/* false: it takes more than is known here */
+static bool
+describe_index(KnownIndex *index, Relation rel)
+{
+	MemoryContext old = MemoryContextSwitchTo(known.context);
+	IndexInfo  *info = BuildIndexInfo(rel);
+
+	MemoryContextSwitchTo(old);
+	index->relid = RelationGetRelid(rel);
+	index->info = info;
+	index->unique = info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO;
+	index->only_with = 0;
+	if (info->ii_Predicate != NIL)
+	{
+		NullTest   *test = linitial(info->ii_Predicate);
+		Var		   *column = IsA(test, NullTest) ? (Var *) test->arg : NULL;
+
+		if (list_length(info->ii_Predicate) != 1 || column == NULL || test->nulltesttype != IS_NOT_NULL || test->argisrow ||
+			!IsA(column, Var) || column->varattno <= 0)
+			return false;
+		index->only_with = column->varattno;
+	}
+	return info->ii_Expressions == NIL && info->ii_ExclusionOps == NULL &&
+		(!info->ii_Unique || rel->rd_index->indimmediate) &&
+		(rel->rd_rel->relam == BTREE_AM_OID || rel->rd_rel->relam == HASH_AM_OID);
+}
+
+static void
+open_indexes(Opened *table)
+{
+	const Known *k = table->known;
+
+	if (!k->plain)
+		fini_store_open_table(&table->executor, table->rel);
+	for (int i = 0; k->plain && i < k->nindexes; i++)
+		table->indexes[i] = index_open(k->indexes[i].relid, RowExclusiveLock);
+}
+
+static void
+make_slots(Opened *table, int n)
+{
+	table->slots = palloc(sizeof(TupleTableSlot *) * n);
+	for (int i = 0; i < n; i++)
+		table->slots[i] = table_slot_create(table->rel, NULL);
+}
+
+/* the tables' locks stay */
+static void
+close_table(Opened *table, int n)
+{
+	for (int i = 0; i < n; i++)
+		ExecDropSingleTupleTableSlot(table->slots[i]);
+	if (table->known->plain)
+	{
+		for (int i = 0; i < table->known->nindexes; i++)
+			index_close(table->indexes[i], RowExclusiveLock);
+		table_close(table->rel, NoLock);
+	}
+	else
+		fini_store_close_table(&table->executor);
+}
+
+static void
+insert_rows(Opened *table, int n)
+{
+	CommandId	command = GetCurrentCommandId(true);
+
+	if (n == 1)
+		table_tuple_insert(table->rel, table->slots[0], command, 0, NULL);
+	else
+		table_multi_insert(table->rel, table->slots, n, command, 0, NULL);
+	for (int i = 0; i < n; i++)
+	{
+		if (table->known->plain)
+			insert_entries(table, table->slots[i]);
+		else
+		{
+			list_free(fini_compat_insert_index_tuples(table->executor.result, table->slots[i], table->executor.estate, false,
+													  FINI_COMPAT_ALL_INDEXES));
+			ResetPerTupleExprContext(table->executor.estate);
+		}
+	}
+}
+
+static void
+insert_entries(Opened *table, TupleTableSlot *slot)
+{
+	Datum		values[INDEX_MAX_KEYS];
+	bool		isnull[INDEX_MAX_KEYS];
+
+	for (int i = 0; i < table->known->nindexes; i++)
+	{
+		const KnownIndex *index = &table->known->indexes[i];
+
+		if (index->only_with != 0 && slot_attisnull(slot, index->only_with))
+			continue;
+		FormIndexDatum(index->info, slot, NULL, values, isnull);
+		index_insert(table->indexes[i], values, isnull, &slot->tts_tid, table->rel, index->unique, false, index->info);
+	}
+}
+
+/* news may come with any lock: what is in use stays where it is until the next time */
+static void
+on_relation(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) || relid == known.sequence || concerns(&known.submission, relid) || concerns(&known.queue, relid))
+		forget();
+}
+
+static bool
+concerns(const Known *table, Oid relid)
+{
+	bool		does = relid == table->relid;
+
+	for (int i = 0; i < table->nindexes && !does; i++)
+		does = relid == table->indexes[i].relid;
+	return does;
+}
+
+static void
+on_schema(Datum arg, int cache_id, uint32 hash_value)
+{
+	forget();
+}
+
+static void
+forget(void)
+{
+	known.found = known.described = false;
+	known.news++;
+}
