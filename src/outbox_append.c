@@ -47,7 +47,6 @@ typedef struct KnownIndex
 	Oid			relid;
 	IndexInfo  *info;
 	IndexUniqueCheck unique;
-	AttrNumber	only_with;		/* holds rows in which this column is not null; 0: all rows */
 } KnownIndex;
 
 /* what is kept of a table */
@@ -73,19 +72,21 @@ static struct
 /* a table that is being written to */
 typedef struct Opened
 {
-	const Known *known;
+	Known		known;			/* as it was when it was opened */
 	Relation	rel;
 	Relation	indexes[MAX_INDEXES];
 	FiniStoreTable executor;	/* unless it is plain */
 	TupleTableSlot **slots;
 } Opened;
 
+static bool is_given(bool is_queue, AttrNumber attnum);
 static void fill_operation(TupleTableSlot *slot, Datum id, Oid relid, Datum own_ref, Datum ipo_id, Datum operation, Datum state, Datum now);
 static void fill_queued(TupleTableSlot *slot, Datum ipo_id, Datum operation, Datum id);
 static void open_tables(Opened *submission, Opened *queue);
 static void find(void);
 static void describe(Known *table, Relation rel);
-static bool describe_index(KnownIndex *index, Relation rel);
+static bool takes_new_rows(const IndexInfo *info, bool is_queue);
+static bool describe_index(KnownIndex *index, Relation rel, IndexInfo *info);
 static void open_indexes(Opened *table);
 static void make_slots(Opened *table, int n);
 static void close_table(Opened *table, int n);
@@ -141,6 +142,18 @@ fini_append(Oid relid, const char *operation, int n, char **own_refs, char **ipo
 	CommandCounterIncrement();
 }
 
+/* is there anything in this column of a new row?  As the two functions below have it */
+static bool
+is_given(bool is_queue, AttrNumber attnum)
+{
+	int			column = attnum - 1;
+
+	if (is_queue)
+		return column == FINI_QUEUE_IPO_ID || column == FINI_QUEUE_OPERATION || column == FINI_QUEUE_ID;
+	return (column >= FINI_SUBMISSION_ID && column <= FINI_SUBMISSION_STATE) || column == FINI_SUBMISSION_ATTEMPTS ||
+		column == FINI_SUBMISSION_CREATED_AT || column == FINI_SUBMISSION_STRAY;
+}
+
 static void
 fill_operation(TupleTableSlot *slot, Datum id, Oid relid, Datum own_ref, Datum ipo_id, Datum operation, Datum state, Datum now)
 {
@@ -177,11 +190,13 @@ fill_queued(TupleTableSlot *slot, Datum ipo_id, Datum operation, Datum id)
 static void
 open_tables(Opened *submission, Opened *queue)
 {
-	if (known.context == NULL)
+	static bool registered = false;
+
+	if (!registered)
 	{
-		known.context = AllocSetContextCreate(CacheMemoryContext, "fini outbox", ALLOCSET_SMALL_SIZES);
 		CacheRegisterRelcacheCallback(on_relation, (Datum) 0);
 		CacheRegisterSyscacheCallback(NAMESPACEOID, on_schema, (Datum) 0);
+		registered = true;
 	}
 	if (!known.found)
 		find();
@@ -191,14 +206,18 @@ open_tables(Opened *submission, Opened *queue)
 	{
 		uint64		before = known.news;
 
-		MemoryContextReset(known.context);
+		/* what an index of somebody's calls might have led here again: the old description goes with the transaction */
+		if (known.context != NULL)
+			MemoryContextSetParent(known.context, TopTransactionContext);
+		known.context = NULL;
+		known.context = AllocSetContextCreate(CacheMemoryContext, "fini outbox", ALLOCSET_SMALL_SIZES);
 		describe(&known.submission, submission->rel);
 		describe(&known.queue, queue->rel);
 		/* else it is good for this once */
 		known.described = before == known.news;
 	}
-	submission->known = &known.submission;
-	queue->known = &known.queue;
+	submission->known = known.submission;
+	queue->known = known.queue;
 	open_indexes(submission);
 	open_indexes(queue);
 }
@@ -217,52 +236,56 @@ find(void)
 static void
 describe(Known *table, Relation rel)
 {
-	List	   *indexes;
+	bool		is_queue = table == &known.queue;
+	MemoryContext old = MemoryContextSwitchTo(known.context);
 	ListCell   *cell;
 
-	fini_store_check_columns(rel, table == &known.queue);
-	indexes = RelationGetIndexList(rel);
+	fini_store_check_columns(rel, is_queue);
 	table->plain = true;
 	table->nindexes = 0;
-	foreach(cell, indexes)
+	foreach(cell, RelationGetIndexList(rel))
 	{
 		Relation	index = index_open(lfirst_oid(cell), RowExclusiveLock);
+		IndexInfo  *info = BuildIndexInfo(index);
 
-		if (table->nindexes == MAX_INDEXES)
-			table->plain = false;
-		else if (index->rd_index->indisready)
+		if (info->ii_ReadyForInserts && takes_new_rows(info, is_queue))
 		{
-			table->plain &= describe_index(&table->indexes[table->nindexes], index);
-			table->nindexes++;
+			if (table->nindexes == MAX_INDEXES)
+				table->plain = false;
+			else
+				table->plain &= describe_index(&table->indexes[table->nindexes++], index, info);
 		}
 		index_close(index, RowExclusiveLock);
 	}
-	list_free(indexes);
+	MemoryContextSwitchTo(old);
+}
+
+/* an index of rows in which something is not null, which in new ones always is, need not be opened */
+static bool
+takes_new_rows(const IndexInfo *info, bool is_queue)
+{
+	ListCell   *cell;
+
+	foreach(cell, info->ii_Predicate)
+	{
+		NullTest   *test = lfirst(cell);
+		Var		   *column = IsA(test, NullTest) ? (Var *) test->arg : NULL;
+
+		if (column != NULL && IsA(column, Var) && column->varattno > 0 && test->nulltesttype == IS_NOT_NULL && !test->argisrow &&
+			!is_given(is_queue, column->varattno))
+			return false;
+	}
+	return true;
 }
 
 /* false: it takes more than is known here */
 static bool
-describe_index(KnownIndex *index, Relation rel)
+describe_index(KnownIndex *index, Relation rel, IndexInfo *info)
 {
-	MemoryContext old = MemoryContextSwitchTo(known.context);
-	IndexInfo  *info = BuildIndexInfo(rel);
-
-	MemoryContextSwitchTo(old);
 	index->relid = RelationGetRelid(rel);
 	index->info = info;
 	index->unique = info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO;
-	index->only_with = 0;
-	if (info->ii_Predicate != NIL)
-	{
-		NullTest   *test = linitial(info->ii_Predicate);
-		Var		   *column = IsA(test, NullTest) ? (Var *) test->arg : NULL;
-
-		if (list_length(info->ii_Predicate) != 1 || column == NULL || test->nulltesttype != IS_NOT_NULL || test->argisrow ||
-			!IsA(column, Var) || column->varattno <= 0)
-			return false;
-		index->only_with = column->varattno;
-	}
-	return info->ii_Expressions == NIL && info->ii_ExclusionOps == NULL &&
+	return info->ii_Predicate == NIL && info->ii_Expressions == NIL && info->ii_ExclusionOps == NULL &&
 		(!info->ii_Unique || rel->rd_index->indimmediate) &&
 		(rel->rd_rel->relam == BTREE_AM_OID || rel->rd_rel->relam == HASH_AM_OID);
 }
@@ -270,12 +293,10 @@ describe_index(KnownIndex *index, Relation rel)
 static void
 open_indexes(Opened *table)
 {
-	const Known *k = table->known;
-
-	if (!k->plain)
+	if (!table->known.plain)
 		fini_store_open_table(&table->executor, table->rel);
-	for (int i = 0; k->plain && i < k->nindexes; i++)
-		table->indexes[i] = index_open(k->indexes[i].relid, RowExclusiveLock);
+	for (int i = 0; table->known.plain && i < table->known.nindexes; i++)
+		table->indexes[i] = index_open(table->known.indexes[i].relid, RowExclusiveLock);
 }
 
 static void
@@ -292,9 +313,9 @@ close_table(Opened *table, int n)
 {
 	for (int i = 0; i < n; i++)
 		ExecDropSingleTupleTableSlot(table->slots[i]);
-	if (table->known->plain)
+	if (table->known.plain)
 	{
-		for (int i = 0; i < table->known->nindexes; i++)
+		for (int i = 0; i < table->known.nindexes; i++)
 			index_close(table->indexes[i], RowExclusiveLock);
 		table_close(table->rel, NoLock);
 	}
@@ -313,7 +334,7 @@ insert_rows(Opened *table, int n)
 		table_multi_insert(table->rel, table->slots, n, command, 0, NULL);
 	for (int i = 0; i < n; i++)
 	{
-		if (table->known->plain)
+		if (table->known.plain)
 			insert_entries(table, table->slots[i]);
 		else
 		{
@@ -330,12 +351,10 @@ insert_entries(Opened *table, TupleTableSlot *slot)
 	Datum		values[INDEX_MAX_KEYS];
 	bool		isnull[INDEX_MAX_KEYS];
 
-	for (int i = 0; i < table->known->nindexes; i++)
+	for (int i = 0; i < table->known.nindexes; i++)
 	{
-		const KnownIndex *index = &table->known->indexes[i];
+		const KnownIndex *index = &table->known.indexes[i];
 
-		if (index->only_with != 0 && slot_attisnull(slot, index->only_with))
-			continue;
 		FormIndexDatum(index->info, slot, NULL, values, isnull);
 		index_insert(table->indexes[i], values, isnull, &slot->tts_tid, table->rel, index->unique, false, index->info);
 	}

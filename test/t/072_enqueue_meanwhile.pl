@@ -61,6 +61,7 @@ agree('as installed');
 for my $change (
 	q{create index more_state on fini.submission (state)},
 	q{create index concurrently more_id on fini.queue (id)},
+	q{create index more_sent on fini.submission (id) where sent_at is not null and state = 'accepted'},
 	q{create index more_both on fini.submission (settled_at, id) include (own_ref) where settled_at is not null},
 	q{create index more_not_null on fini.submission (id) where own_ref is not null},
 	q{create index more_known on fini.queue (not_before, id) where id is not null},
@@ -84,7 +85,7 @@ for my $change (
 	q{do $$ begin for i in 1 .. 8 loop execute format('create index many%s on fini.submission (id)', i); end loop; end $$},
 	q{do $$ begin for i in 1 .. 8 loop execute format('drop index fini.many%s', i); end loop; end $$},
 	q{alter table fini.submission drop more},
-	q{drop index fini.more_state, fini.more_id, fini.more_both, fini.more_not_null, fini.more_known, fini.more_renamed})
+	q{drop index fini.more_state, fini.more_id, fini.more_both, fini.more_sent, fini.more_not_null, fini.more_known, fini.more_renamed})
 {
 	$fini->sql($change);
 	$session->query_safe(insert(1));
