@@ -3,7 +3,7 @@
  *		Reading what the gateway answered (protocol.md section 4).
  *
  * Everything found lives in the memory context that was current when the
- * answer was parsed.  Nothing here raises an error for what the gateway sent:
+ * answer was parsed, and points into its text.  Nothing here raises an error for what the gateway sent:
  * an answer that cannot be read is one of the cases to be told apart.
  */
 #ifndef FINI_ANSWER_H
@@ -11,9 +11,8 @@
 
 #include "postgres.h"
 
-#include "utils/jsonb.h"
-
 #include "blank.h"
+#include "json_value.h"
 
 #define FINI_MAX_CODE		32
 #define FINI_MAX_TEXT		400		/* bytes of a gateway's message that we keep */
@@ -21,7 +20,7 @@
 
 typedef struct FiniAnswer
 {
-	Jsonb	   *json;			/* the whole answer; an object */
+	const FiniValue *json;		/* the whole answer; an object */
 	const char *code;			/* never NULL */
 	const char *message;		/* never NULL */
 	const char *next_cursor;	/* NULL: no further page */
@@ -29,7 +28,7 @@ typedef struct FiniAnswer
 	const char *exception_code;
 	const char *exception_message;
 	int			entries;		/* elements of data, when it is an array; -1 otherwise */
-	JsonbContainer *data;		/* the array, or NULL */
+	const FiniValue **data;		/* these, or NULL */
 } FiniAnswer;
 
 typedef struct FiniAnswerEntry
@@ -42,29 +41,17 @@ typedef struct FiniAnswerEntry
 	const char *error_message;
 } FiniAnswerEntry;
 
-/* JSON text in the database encoding, a NUL behind it; NULL when it is no JSON object with a code */
+/* JSON text in the database encoding; NULL when it is no JSON object with a code */
 extern FiniAnswer *fini_answer_parse(const char *text, Size len);
 
 /* is data what a page of a query has: an array, or nothing (null, {} or absent)? */
 extern bool fini_answer_is_page(const FiniAnswer *answer);
 
 /* element i of data as an object; false when it is none */
-extern bool fini_answer_object(const FiniAnswer *answer, int i, JsonbContainer **object);
+extern bool fini_answer_object(const FiniAnswer *answer, int i, const FiniValue **object);
 
 /* element i of an answer to add, change, invalidate or confirm */
 extern bool fini_answer_entry(const FiniAnswer *answer, int i, FiniAnswerEntry *entry);
-
-/* a field of an object as text: string, number or boolean; NULL when absent, null or composite */
-extern char *fini_answer_field(JsonbContainer *object, const char *name);
-
-/* a field of an object as jsonb; NULL when absent or null */
-extern Jsonb *fini_answer_field_jsonb(JsonbContainer *object, const char *name);
-
-/* the object itself as jsonb */
-extern Jsonb *fini_answer_jsonb(JsonbContainer *object);
-
-/* JSON text, a NUL behind it, to jsonb, or NULL: raises nothing for what the text says, nor for bytes that are no text */
-extern Jsonb *fini_answer_to_jsonb(const char *text, Size len);
 
 /*
  * A gateway's text for tables, logs and messages: clipped, control characters

@@ -16,9 +16,9 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
-#include "answer.h"
 #include "applicant.h"
 #include "compat.h"
+#include "jsonb.h"
 #include "settings.h"
 
 #define HKID_DIGITS		6
@@ -126,7 +126,7 @@ from_list(const FiniField *field, HeapTuple tuple, TupleDesc desc, int column, L
 	{
 		char	   *text = SPI_getvalue(tuple, desc, column);
 
-		list = fini_answer_to_jsonb(text, strlen(text));
+		list = fini_jsonb_read(text, strlen(text));
 	}
 	if (list == NULL || !JB_ROOT_IS_ARRAY(list) || JB_ROOT_IS_SCALAR(list))
 		return true;
@@ -139,11 +139,11 @@ from_list(const FiniField *field, HeapTuple tuple, TupleDesc desc, int column, L
 		if (element->type != jbvBinary || !JsonContainerIsObject(element->val.binary.data))
 			continue;
 		object = element->val.binary.data;
-		applicant.type = trimmed(fini_answer_field(object, "idType"));
-		applicant.country = trimmed(fini_answer_field(object, "idCountryJurisdiction"));
-		applicant.id = trimmed(fini_answer_field(object, "idNum"));
-		applicant.name_eng = trimmed(fini_answer_field(object, "fullNameEng"));
-		applicant.name_chi = trimmed(fini_answer_field(object, "fullNameChi"));
+		applicant.type = trimmed(fini_jsonb_field(object, "idType"));
+		applicant.country = trimmed(fini_jsonb_field(object, "idCountryJurisdiction"));
+		applicant.id = trimmed(fini_jsonb_field(object, "idNum"));
+		applicant.name_eng = trimmed(fini_jsonb_field(object, "fullNameEng"));
+		applicant.name_chi = trimmed(fini_jsonb_field(object, "fullNameChi"));
 		check_applicant(&applicant, problems, documents);
 	}
 	return true;

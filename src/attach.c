@@ -19,10 +19,10 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
-#include "answer.h"
 #include "attach.h"
 #include "compat.h"
 #include "identity.h"
+#include "jsonb.h"
 #include "outbox.h"
 #include "source.h"
 
@@ -197,8 +197,8 @@ check_identity_kept(Relation rel, Jsonb *fields)
 	{
 		for (size_t i = 0; i < lengthof(identity); i++)
 		{
-			char	   *before = fini_answer_field(&old_fields->root, identity[i]);
-			char	   *after = fini_answer_field(&fields->root, identity[i]);
+			char	   *before = fini_jsonb_field(&old_fields->root, identity[i]);
+			char	   *after = fini_jsonb_field(&fields->root, identity[i]);
 
 			if (strcmp(before, after) != 0 && fini_attach_column(rel, before) != NULL && fini_outbox_stands(RelationGetRelid(rel)))
 				ereport(ERROR,

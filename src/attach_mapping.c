@@ -26,10 +26,10 @@
 #include "utils/relcache.h"
 #include "utils/syscache.h"
 
-#include "answer.h"
 #include "attach.h"
 #include "compat.h"
 #include "identity.h"
+#include "jsonb.h"
 #include "outbox.h"
 #include "source.h"
 
@@ -187,7 +187,7 @@ fini_attach_fields(Relation rel, Jsonb *fields)
 		const char *column = fini_source_standard_column(standard_fields[i]);
 
 		if (fini_attach_column(rel, column) != NULL && !is_mapped(fields, column) &&
-			fini_answer_field(&fields->root, standard_fields[i]) == NULL)
+			fini_jsonb_field(&fields->root, standard_fields[i]) == NULL)
 		{
 			check_field(rel, standard_fields[i], column);
 			push_pair(&state, standard_fields[i], column);
@@ -219,7 +219,7 @@ fini_attach_outcome(Relation rel, Jsonb *outcome, Jsonb *fields)
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (size_t i = 0; i < lengthof(keys); i++)
 	{
-		char	   *given = fini_answer_field(&outcome->root, keys[i][0]);
+		char	   *given = fini_jsonb_field(&outcome->root, keys[i][0]);
 		const char *column = given != NULL ? given : keys[i][1];
 		Form_pg_attribute attr = fini_attach_column(rel, column);
 
@@ -380,13 +380,13 @@ require_fields(Relation rel, Jsonb *fields)
 
 	for (size_t i = 0; i < lengthof(required); i++)
 	{
-		if (fini_answer_field(&fields->root, required[i]) == NULL)
+		if (fini_jsonb_field(&fields->root, required[i]) == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("no column of table \"%s\" is mapped to %s", RelationGetRelationName(rel), required[i]),
 					 errhint("Map one in fields, or name one %s.", fini_source_standard_column(required[i]))));
 	}
-	if (fini_answer_field(&fields->root, "idNum") == NULL && fini_answer_field(&fields->root, "idList") == NULL)
+	if (fini_jsonb_field(&fields->root, "idNum") == NULL && fini_jsonb_field(&fields->root, "idList") == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("no column of table \"%s\" is mapped to an applicant", RelationGetRelationName(rel)),

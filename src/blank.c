@@ -8,8 +8,6 @@
 #include "postgres.h"
 
 #include "mb/pg_wchar.h"
-#include "utils/builtins.h"
-#include "utils/numeric.h"
 
 #include "blank.h"
 #include "envelope.h"
@@ -40,25 +38,19 @@ fini_blank_create(void)
 }
 
 void
-fini_blank_add_values(FiniBlanker *blanker, JsonbContainer *container)
+fini_blank_add_values(FiniBlanker *blanker, const FiniValue *value)
 {
-	JsonbIterator *it = JsonbIteratorInit(container);
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	bool		personal = false;
-
-	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	for (uint32 i = 0; i + 1 < value->size; i++)
 	{
-		if (token == WJB_KEY)
-			personal = fini_envelope_is_personal(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE && personal && value.type == jbvString)
-			fini_blank_add(blanker, value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE && personal && value.type == jbvNumeric)
-		{
-			char	   *number = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
+		const FiniValue *member = &value[i + 1];
+		const char *text;
+		Size		len;
 
-			fini_blank_add(blanker, number, (int) strlen(number));
-		}
+		if (value[i].kind != FINI_VALUE_NAME || (member->kind != FINI_VALUE_STRING && member->kind != FINI_VALUE_NUMBER) ||
+			!fini_envelope_is_personal(value[i].text, value[i].len))
+			continue;
+		text = fini_value_scalar(member, &len);
+		fini_blank_add(blanker, text, (int) len);
 	}
 }
 

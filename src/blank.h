@@ -12,15 +12,15 @@
 
 #include "postgres.h"
 
-#include "utils/jsonb.h"
+#include "json_value.h"
 
 typedef struct FiniBlanker FiniBlanker;
 
 /* in CurrentMemoryContext; what is added has to live as long */
 extern FiniBlanker *fini_blank_create(void);
 
-/* the personal values of a container, at any depth */
-extern void fini_blank_add_values(FiniBlanker *blanker, JsonbContainer *container);
+/* the personal values within a value, at any depth */
+extern void fini_blank_add_values(FiniBlanker *blanker, const FiniValue *value);
 
 /* a token or an assertion; shorter than three bytes it is left alone */
 extern void fini_blank_add(FiniBlanker *blanker, const char *text, int len);

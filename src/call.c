@@ -88,16 +88,16 @@ fini_call_clean_text(FiniCall *call, const char *text)
 	{
 		MemoryContext old = MemoryContextSwitchTo(call->attempt);
 		FiniBlanker *sent = fini_blank_create();
-		Jsonb	   *payload = NULL;
+		const FiniValue *payload = NULL;
 
 		/* the first header: see fini_call_headers */
 		fini_blank_add(sent, call->http.headers[0] + strlen(AUTHORIZATION),
 					   (int) strlen(call->http.headers[0] + strlen(AUTHORIZATION)));
 		if (call->sealed && call->payload != NULL)
 		{
-			payload = fini_answer_to_jsonb(call->payload->data, call->payload->len);
+			payload = fini_value_read(call->payload->data, call->payload->len);
 			if (payload != NULL)
-				fini_blank_add_values(sent, &payload->root);
+				fini_blank_add_values(sent, payload);
 		}
 		MemoryContextSwitchTo(old);
 		if (call->sealed && call->payload != NULL && payload == NULL)

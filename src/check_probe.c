@@ -149,22 +149,21 @@ static void
 read_token(Probe *probe, FiniHttpRequest *http)
 {
 	FiniCheck  *check = probe->check;
-	Jsonb	   *json = fini_answer_to_jsonb(http->answer->data, http->answer->len);
+	const FiniValue *json = fini_value_read(http->answer->data, http->answer->len);
 	char	   *token = NULL;
 	char	   *error = NULL;
 	char	   *description = NULL;
 
-	if (json != NULL && JB_ROOT_IS_OBJECT(json))
+	if (json != NULL)
 	{
-		token = fini_answer_field(&json->root, "access_token");
-		error = fini_answer_field(&json->root, "error");
-		description = fini_answer_field(&json->root, "error_description");
+		token = fini_value_member_text(json, "access_token");
+		error = fini_value_member_text(json, "error");
+		description = fini_value_member_text(json, "error_description");
 	}
 	if (http->status == 200 && token != NULL && fini_token_plausible(token))
 	{
 		strlcpy(probe->access->token, token, sizeof(probe->access->token));
 		fini_secret_cleanse(token, strlen(token));
-		fini_secret_cleanse(json, VARSIZE(json));
 		probe->have_token = true;
 		/* no generation of the worker's: a refusal of ours says nothing of the shared one */
 		probe->access->token_generation = PG_UINT64_MAX;
@@ -364,11 +363,11 @@ put_refused(Probe *probe, const char *item, const char *who, bool needed, bool o
 static void
 remember_ipo(Probe *probe, const FiniAnswer *answer)
 {
-	JsonbContainer *object;
+	const FiniValue *object;
 	char	   *ipo_id;
 
 	if (answer->entries > 0 && fini_answer_object(answer, 0, &object) &&
-		(ipo_id = fini_answer_field(object, "ipoID")) != NULL && strlen(ipo_id) < sizeof(probe->ipo_id))
+		(ipo_id = fini_value_member_text(object, "ipoID")) != NULL && strlen(ipo_id) < sizeof(probe->ipo_id))
 		strlcpy(probe->ipo_id, ipo_id, sizeof(probe->ipo_id));
 }
 

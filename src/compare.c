@@ -4,11 +4,6 @@
  */
 #include "postgres.h"
 
-#include "lib/stringinfo.h"
-#include "utils/builtins.h"
-#include "utils/numeric.h"
-
-#include "answer.h"
 #include "compare.h"
 #include "compat.h"
 #include "envelope.h"
@@ -19,176 +14,168 @@ static const char *const identifiers[] = {"ownRef", "requestID", "recordID"};
 /* fields that every record has: one that lacks them says something else */
 static const char *const essential[] = {"idList", "appQuantity", "ipoID"};
 
-static void compare_values(const char *field, const JsonbValue *local, const JsonbValue *remote, List **differences);
-static void compare_objects(JsonbContainer *local, JsonbContainer *remote, bool lenient, List **differences);
-static void compare_arrays(const char *field, JsonbContainer *local, JsonbContainer *remote, List **differences);
-static char *text_of(const JsonbValue *value);
-static bool is_empty(const JsonbValue *value);
-static bool is_listed(const char *field, const char *const *list, int n);
-static void add_difference(List **differences, const char *field, const char *local, const char *remote);
+static void compare_objects(const FiniValue *local, const FiniValue *remote, bool lenient, List **differences);
+static void compare_values(const FiniValue *field, const FiniValue *local, const FiniValue *remote, List **differences);
+static void compare_arrays(const FiniValue *field, const FiniValue *local, const FiniValue *remote, List **differences);
+static const char *trimmed(const FiniValue *value, Size *len);
+static bool is_empty(const FiniValue *value);
+static bool is_listed(const FiniValue *field, const char *const *list, int n);
+static void add_difference(List **differences, const char *field, Size len, const char *local, const char *remote);
 
 List *
-fini_compare_entry(const char *members, Size len, JsonbContainer *record, bool strict)
+fini_compare_entry(const char *members, Size len, const FiniValue *record, bool strict)
 {
 	List	   *differences = NIL;
-	StringInfoData text;
-	Jsonb	   *local;
+	FiniBuffer *text = fini_buffer_create(len + 2);
+	const FiniValue *local;
 
-	initStringInfo(&text);
-	appendStringInfoChar(&text, '{');
-	appendBinaryStringInfo(&text, members, (int) len);
-	appendStringInfoChar(&text, '}');
-	local = fini_answer_to_jsonb(text.data, text.len);
-	fini_secret_cleanse(text.data, text.len);
-	if (local == NULL || !JsonContainerIsObject(record))
-		add_difference(&differences, "", NULL, NULL);
+	fini_buffer_append(text, "{", 1);
+	fini_buffer_append(text, members, len);
+	fini_buffer_append(text, "}", 1);
+	local = fini_value_read(text->data, text->len);
+	if (local == NULL || record->kind != FINI_VALUE_OBJECT)
+		add_difference(&differences, "", 0, NULL, NULL);
 	else
-		compare_objects(&local->root, record, !strict, &differences);
+		compare_objects(local, record, !strict, &differences);
 	return differences;
 }
 
 static void
-compare_objects(JsonbContainer *local, JsonbContainer *remote, bool lenient, List **differences)
+compare_objects(const FiniValue *local, const FiniValue *remote, bool lenient, List **differences)
 {
-	JsonbIterator *it = JsonbIteratorInit(local);
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	char	   *field = NULL;
+	uint32		n;
+	uint32		others;
+	const FiniValue **members = fini_value_members(local, &n);
+	const FiniValue **other = fini_value_members(remote, &others);
+	const FiniValue **end = other + others;
 
-	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	for (uint32 i = 0; i < n; i++)
 	{
-		JsonbValue *other;
+		const FiniValue *field = members[i];
+		bool		there;
 
-		if (token == WJB_KEY)
-			field = pnstrdup(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE && field != NULL &&
-				 !(lenient && is_listed(field, identifiers, lengthof(identifiers))))
-		{
-			other = getKeyJsonValueFromContainer(remote, field, (int) strlen(field), NULL);
-			/* FINI may keep a field of ours and not tell */
-			if (other == NULL && lenient && !is_listed(field, essential, lengthof(essential)))
-				continue;
-			compare_values(field, &value, other, differences);
-		}
+		while (other < end && fini_value_compare_names(*other, field) < 0)
+			other++;
+		there = other < end && fini_value_compare_names(*other, field) == 0;
+		if (lenient && is_listed(field, identifiers, lengthof(identifiers)))
+			continue;
+		/* FINI may keep a field of ours and not tell */
+		if (!there && lenient && !is_listed(field, essential, lengthof(essential)))
+			continue;
+		compare_values(field, field + 1, there ? *other + 1 : NULL, differences);
 	}
 }
 
 static void
-compare_values(const char *field, const JsonbValue *local, const JsonbValue *remote, List **differences)
+compare_values(const FiniValue *field, const FiniValue *local, const FiniValue *remote, List **differences)
 {
-	char	   *local_text;
-	char	   *remote_text;
+	const char *ours;
+	const char *theirs = NULL;
+	Size		our_len;
+	Size		their_len = 0;
 
 	if (is_empty(local) && (remote == NULL || is_empty(remote)))
 		return;
-	if (remote != NULL && local->type == jbvBinary && remote->type == jbvBinary)
+	if (remote != NULL && local->kind == FINI_VALUE_ARRAY && remote->kind == FINI_VALUE_ARRAY)
 	{
-		JsonbContainer *a = local->val.binary.data;
-		JsonbContainer *b = remote->val.binary.data;
-
-		if (JsonContainerIsArray(a) && JsonContainerIsArray(b))
-		{
-			compare_arrays(field, a, b, differences);
-			return;
-		}
-		if (JsonContainerIsObject(a) && JsonContainerIsObject(b))
-		{
-			compare_objects(a, b, false, differences);
-			return;
-		}
+		compare_arrays(field, local, remote, differences);
+		return;
 	}
-	local_text = text_of(local);
-	remote_text = remote != NULL ? text_of(remote) : NULL;
-	if (local_text == NULL || remote_text == NULL || strcmp(local_text, remote_text) != 0)
-		add_difference(differences, field, local_text, remote_text);
+	if (remote != NULL && local->kind == FINI_VALUE_OBJECT && remote->kind == FINI_VALUE_OBJECT)
+	{
+		compare_objects(local, remote, false, differences);
+		return;
+	}
+	ours = trimmed(local, &our_len);
+	if (remote != NULL)
+		theirs = trimmed(remote, &their_len);
+	if (ours == NULL || theirs == NULL || our_len != their_len || memcmp(ours, theirs, our_len) != 0)
+		add_difference(differences, field->text, field->len, ours != NULL ? pnstrdup(ours, our_len) : NULL,
+					   theirs != NULL ? pnstrdup(theirs, their_len) : NULL);
 }
 
 static void
-compare_arrays(const char *field, JsonbContainer *local, JsonbContainer *remote, List **differences)
+compare_arrays(const FiniValue *field, const FiniValue *local, const FiniValue *remote, List **differences)
 {
-	uint32		n = JsonContainerSize(local);
+	const FiniValue *ours = local + 1;
+	const FiniValue *theirs = remote + 1;
 
-	if (n != JsonContainerSize(remote))
+	if (local->count != remote->count)
 	{
-		add_difference(differences, field, psprintf("%u elements", n), psprintf("%u elements", JsonContainerSize(remote)));
+		add_difference(differences, field->text, field->len, psprintf("%u elements", local->count), psprintf("%u elements", remote->count));
 		return;
 	}
-	for (uint32 i = 0; i < n; i++)
-		compare_values(field, getIthJsonbValueFromContainer(local, i), getIthJsonbValueFromContainer(remote, i), differences);
+	for (uint32 i = 0; i < local->count; i++)
+	{
+		compare_values(field, ours, theirs, differences);
+		ours += ours->size;
+		theirs += theirs->size;
+	}
 }
 
-/* a scalar as trimmed text; NULL for null and for what is no scalar */
-static char *
-text_of(const JsonbValue *value)
+/* a scalar as text without the spaces around it; NULL for null and for what is no scalar */
+static const char *
+trimmed(const FiniValue *value, Size *len)
 {
-	char	   *text;
-	char	   *end;
+	const char *text = fini_value_scalar(value, len);
 
-	switch (value->type)
-	{
-		case jbvString:
-			text = pnstrdup(value->val.string.val, value->val.string.len);
-			break;
-		case jbvNumeric:
-			text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value->val.numeric)));
-			break;
-		case jbvBool:
-			text = pstrdup(value->val.boolean ? "true" : "false");
-			break;
-		default:
-			return NULL;
-	}
-	while (*text == ' ')
+	if (text == NULL)
+		return NULL;
+	for (; *len > 0 && *text == ' '; (*len)--)
 		text++;
-	end = text + strlen(text);
-	while (end > text && end[-1] == ' ')
-		*--end = '\0';
+	while (*len > 0 && text[*len - 1] == ' ')
+		(*len)--;
 	return text;
 }
 
 /* null, "", [] and {} are how answers say that there is nothing */
 static bool
-is_empty(const JsonbValue *value)
+is_empty(const FiniValue *value)
 {
-	switch (value->type)
+	Size		len;
+
+	switch (value->kind)
 	{
-		case jbvNull:
+		case FINI_VALUE_NULL:
 			return true;
-		case jbvString:
-			return text_of(value)[0] == '\0';
-		case jbvBinary:
-			return JsonContainerSize(value->val.binary.data) == 0;
+		case FINI_VALUE_STRING:
+			(void) trimmed(value, &len);
+			return len == 0;
+		case FINI_VALUE_OBJECT:
+		case FINI_VALUE_ARRAY:
+			return value->count == 0;
 		default:
 			return false;
 	}
 }
 
 static bool
-is_listed(const char *field, const char *const *list, int n)
+is_listed(const FiniValue *field, const char *const *list, int n)
 {
 	for (int i = 0; i < n; i++)
 	{
-		if (strcmp(list[i], field) == 0)
+		if (strlen(list[i]) == field->len && memcmp(list[i], field->text, field->len) == 0)
 			return true;
 	}
 	return false;
 }
 
 static void
-add_difference(List **differences, const char *field, const char *local, const char *remote)
+add_difference(List **differences, const char *field, Size len, const char *local, const char *remote)
 {
 	FiniDifference *difference;
 	ListCell   *cell;
-	bool		personal = fini_envelope_is_personal(field, strlen(field));
+	bool		personal = fini_envelope_is_personal(field, len);
+	char	   *name = pnstrdup(field, len);
 
 	foreach(cell, *differences)
 	{
-		if (strcmp(((FiniDifference *) lfirst(cell))->field, field) == 0)
+		if (strcmp(((FiniDifference *) lfirst(cell))->field, name) == 0)
 			return;
 	}
 	difference = palloc(sizeof(FiniDifference));
-	difference->field = pstrdup(field);
-	difference->local = personal || local == NULL ? NULL : pstrdup(local);
-	difference->remote = personal || remote == NULL ? NULL : pstrdup(remote);
+	difference->field = name;
+	difference->local = personal ? NULL : local;
+	difference->remote = personal ? NULL : remote;
 	*differences = lappend(*differences, difference);
 }

@@ -8,7 +8,8 @@
 #include "postgres.h"
 
 #include "nodes/pg_list.h"
-#include "utils/jsonb.h"
+
+#include "json_value.h"
 
 typedef struct FiniDifference
 {
@@ -24,6 +25,6 @@ typedef struct FiniDifference
  * are the same; what only FINI knows does not count.  Strictly, a field that the
  * record does not show differs; otherwise FINI may keep it and not tell.
  */
-extern List *fini_compare_entry(const char *members, Size len, JsonbContainer *record, bool strict);
+extern List *fini_compare_entry(const char *members, Size len, const FiniValue *record, bool strict);
 
 #endif							/* FINI_COMPARE_H */

@@ -39,7 +39,7 @@ PG_FUNCTION_INFO_V1(fini_sql_subscription_query);
 PG_FUNCTION_INFO_V1(fini_sql_funding_query);
 PG_FUNCTION_INFO_V1(fini_sql_call);
 
-typedef void (*PageRow) (ReturnSetInfo *rsinfo, JsonbContainer *record);
+typedef void (*PageRow) (ReturnSetInfo *rsinfo, FiniCall *call, const FiniValue *record);
 typedef FiniCall *(*PageCall) (void *arg, const char *cursor);
 
 typedef struct SubscriptionPage
@@ -54,13 +54,15 @@ static void each_page(FunctionCallInfo fcinfo, PageCall make, void *arg, PageRow
 static FiniCall *ipo_page(void *arg, const char *cursor);
 static FiniCall *subscription_page(void *arg, const char *cursor);
 static FiniCall *funding_page(void *arg, const char *cursor);
-static void put_ipo(ReturnSetInfo *rsinfo, JsonbContainer *record);
-static void put_subscription(ReturnSetInfo *rsinfo, JsonbContainer *record);
-static void put_funding(ReturnSetInfo *rsinfo, JsonbContainer *record);
+static void put_ipo(ReturnSetInfo *rsinfo, FiniCall *call, const FiniValue *record);
+static void put_subscription(ReturnSetInfo *rsinfo, FiniCall *call, const FiniValue *record);
+static void put_funding(ReturnSetInfo *rsinfo, FiniCall *call, const FiniValue *record);
 static void hide_statement(void *arg);
 static bool is_path(const char *path);
 static bool holds_personal_field(JsonbContainer *body);
 static char *url_encode(const char *text);
+static bool is_given(const FiniValue *value);
+static Jsonb *jsonb_of(FiniCall *call, const FiniValue *value);
 static Datum text_or_null(const char *text, bool *isnull);
 static Datum numeric_or_null(const char *text, bool *isnull);
 
@@ -133,7 +135,7 @@ fini_sql_ipo_refdata(PG_FUNCTION_ARGS)
 	FiniSlotShared *slot = fini_direct_begin();
 	MemoryContext into = CurrentMemoryContext;
 	FiniCall   *call;
-	JsonbValue *data;
+	const FiniValue *data;
 	Jsonb	   *json;
 
 	call = fini_call_create(FINI_ENDPOINT_IPO_REFDATA,
@@ -142,8 +144,8 @@ fini_sql_ipo_refdata(PG_FUNCTION_ARGS)
 	call->exact = true;
 	fini_direct_perform(call, slot);
 	MemoryContextSwitchTo(into);
-	data = getKeyJsonValueFromContainer(&call->answer->json->root, "data", 4, NULL);
-	json = data != NULL && data->type != jbvNull ? JsonbValueToJsonb(data) : NULL;
+	data = fini_value_member(call->answer->json, "data");
+	json = is_given(data) ? jsonb_of(call, data) : NULL;
 	fini_call_free(call);
 	if (json == NULL)
 		PG_RETURN_NULL();
@@ -246,7 +248,7 @@ fini_sql_call(PG_FUNCTION_ARGS)
 	}
 	fini_direct_perform(call, slot);
 	MemoryContextSwitchTo(into);
-	json = (Jsonb *) PG_DETOAST_DATUM_COPY(JsonbPGetDatum(call->answer->json));
+	json = jsonb_of(call, call->answer->json);
 	fini_call_free(call);
 	fini_direct_hide_end(&hide);
 	PG_RETURN_JSONB_P(json);
@@ -295,11 +297,11 @@ each_page(FunctionCallInfo fcinfo, PageCall make, void *arg, PageRow put)
 			fini_call_raise(call);
 		for (int i = 0; i < call->answer->entries; i++)
 		{
-			JsonbContainer *record;
+			const FiniValue *record;
 
 			if (!fini_answer_object(call->answer, i, &record))
 				fini_call_raise(call);
-			put(rsinfo, record);
+			put(rsinfo, call, record);
 		}
 		MemoryContextSwitchTo(outer);
 		turn = fini_query_turn(&pages, call->answer);
@@ -335,47 +337,47 @@ funding_page(void *arg, const char *cursor)
 }
 
 static void
-put_ipo(ReturnSetInfo *rsinfo, JsonbContainer *record)
+put_ipo(ReturnSetInfo *rsinfo, FiniCall *call, const FiniValue *record)
 {
 	Datum		values[5];
 	bool		nulls[5] = {false};
 
-	values[0] = text_or_null(fini_answer_field(record, "ipoID"), &nulls[0]);
-	values[1] = text_or_null(fini_answer_field(record, "stkCode"), &nulls[1]);
-	values[2] = text_or_null(fini_answer_field(record, "isin"), &nulls[2]);
-	values[3] = text_or_null(fini_answer_field(record, "status"), &nulls[3]);
-	values[4] = JsonbPGetDatum(fini_answer_jsonb(record));
+	values[0] = text_or_null(fini_value_member_text(record, "ipoID"), &nulls[0]);
+	values[1] = text_or_null(fini_value_member_text(record, "stkCode"), &nulls[1]);
+	values[2] = text_or_null(fini_value_member_text(record, "isin"), &nulls[2]);
+	values[3] = text_or_null(fini_value_member_text(record, "status"), &nulls[3]);
+	values[4] = JsonbPGetDatum(jsonb_of(call, record));
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
 static void
-put_subscription(ReturnSetInfo *rsinfo, JsonbContainer *record)
+put_subscription(ReturnSetInfo *rsinfo, FiniCall *call, const FiniValue *record)
 {
 	Datum		values[7];
 	bool		nulls[7] = {false};
-	Jsonb	   *id_list = fini_answer_field_jsonb(record, "idList");
+	const FiniValue *id_list = fini_value_member(record, "idList");
 
-	values[0] = text_or_null(fini_answer_field(record, "recordID"), &nulls[0]);
-	values[1] = text_or_null(fini_answer_field(record, "ipoID"), &nulls[1]);
-	values[2] = text_or_null(fini_answer_field(record, "ownRef"), &nulls[2]);
-	values[3] = numeric_or_null(fini_answer_field(record, "appQuantity"), &nulls[3]);
-	values[4] = text_or_null(fini_answer_field(record, "subFlowStatus"), &nulls[4]);
-	nulls[5] = id_list == NULL;
-	values[5] = JsonbPGetDatum(id_list);
-	values[6] = JsonbPGetDatum(fini_answer_jsonb(record));
+	values[0] = text_or_null(fini_value_member_text(record, "recordID"), &nulls[0]);
+	values[1] = text_or_null(fini_value_member_text(record, "ipoID"), &nulls[1]);
+	values[2] = text_or_null(fini_value_member_text(record, "ownRef"), &nulls[2]);
+	values[3] = numeric_or_null(fini_value_member_text(record, "appQuantity"), &nulls[3]);
+	values[4] = text_or_null(fini_value_member_text(record, "subFlowStatus"), &nulls[4]);
+	nulls[5] = !is_given(id_list);
+	values[5] = nulls[5] ? (Datum) 0 : JsonbPGetDatum(jsonb_of(call, id_list));
+	values[6] = JsonbPGetDatum(jsonb_of(call, record));
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
 static void
-put_funding(ReturnSetInfo *rsinfo, JsonbContainer *record)
+put_funding(ReturnSetInfo *rsinfo, FiniCall *call, const FiniValue *record)
 {
 	Datum		values[4];
 	bool		nulls[4] = {false};
 
-	values[0] = text_or_null(fini_answer_field(record, "transactionRef"), &nulls[0]);
-	values[1] = text_or_null(fini_answer_field(record, "ipoID"), &nulls[1]);
-	values[2] = text_or_null(fini_answer_field(record, "preFundingStatus"), &nulls[2]);
-	values[3] = JsonbPGetDatum(fini_answer_jsonb(record));
+	values[0] = text_or_null(fini_value_member_text(record, "transactionRef"), &nulls[0]);
+	values[1] = text_or_null(fini_value_member_text(record, "ipoID"), &nulls[1]);
+	values[2] = text_or_null(fini_value_member_text(record, "preFundingStatus"), &nulls[2]);
+	values[3] = JsonbPGetDatum(jsonb_of(call, record));
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
@@ -438,6 +440,28 @@ url_encode(const char *text)
 				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
 				 errmsg("a character of the argument has no equivalent in UTF-8")));
 	return fini_call_url_encode(utf8);
+}
+
+static bool
+is_given(const FiniValue *value)
+{
+	return value != NULL && value->kind != FINI_VALUE_NULL;
+}
+
+/* what the call has done it has done: an answer that this server has no room for is one that cannot be read */
+static Jsonb *
+jsonb_of(FiniCall *call, const FiniValue *value)
+{
+	Jsonb	   *json = fini_value_jsonb(value);
+
+	if (json == NULL)
+	{
+		call->verdict = FINI_VERDICT_DOUBT;
+		strlcpy(call->code, "unreadable", sizeof(call->code));
+		strlcpy(call->message, "the answer cannot be represented as jsonb", sizeof(call->message));
+		fini_call_raise(call);
+	}
+	return json;
 }
 
 static Datum

@@ -24,6 +24,7 @@
 #include "entry.h"
 #include "error.h"
 #include "json.h"
+#include "jsonb.h"
 #include "settings.h"
 #include "textmap.h"
 
@@ -192,8 +193,8 @@ entries_of_jsonb(Jsonb *json, bool need_record_id, Entry **entries)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("entry %d is not a JSON object", i + 1)));
 		entry->object = value->val.binary.data;
-		entry->key = fini_answer_field(entry->object, "ownRef");
-		entry->record_id = need_record_id ? fini_answer_field(entry->object, "recordID") : NULL;
+		entry->key = fini_jsonb_field(entry->object, "ownRef");
+		entry->record_id = need_record_id ? fini_jsonb_field(entry->object, "recordID") : NULL;
 		if (need_record_id && (entry->record_id == NULL || entry->record_id[0] == '\0'))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -217,7 +218,7 @@ entries_of_jsonb(Jsonb *json, bool need_record_id, Entry **entries)
 				fini_buffer_append(members, text, strlen(text));
 			}
 		}
-		if (entry->object != NULL && fini_answer_field(entry->object, "firmID") == NULL &&
+		if (entry->object != NULL && fini_jsonb_field(entry->object, "firmID") == NULL &&
 			getKeyJsonValueFromContainer(entry->object, "firmID", 6, NULL) == NULL)
 			fini_entry_append(members, "firmID", fini_guc_firm_id);
 		entry->members = members->data;
@@ -233,7 +234,7 @@ refuse_duplicates(int n, const Entry *entries)
 
 	for (int i = 0; i < n; i++)
 	{
-		const char *ipo_id = fini_answer_field(entries[i].object, "ipoID");
+		const char *ipo_id = fini_jsonb_field(entries[i].object, "ipoID");
 		Seen	   *one;
 		bool		found;
 
@@ -378,7 +379,7 @@ take(FiniCall *call, int n, Entry *entries)
 	for (int i = 0; i < call->answer->entries; i++)
 	{
 		FiniAnswerEntry answer;
-		JsonbContainer *object;
+		const FiniValue *object;
 		Entry	   *entry = NULL;
 
 		if (!fini_answer_entry(call->answer, i, &answer) || !fini_answer_object(call->answer, i, &object))
@@ -388,7 +389,7 @@ take(FiniCall *call, int n, Entry *entries)
 		else if (!call->sealed || answer.number < 0)
 		{
 			const char *key = call->endpoint == FINI_ENDPOINT_FUNDING_CONFIRM ?
-				fini_answer_field(object, "transactionRef") : answer.own_ref;
+				fini_value_member_text(object, "transactionRef") : answer.own_ref;
 
 			for (int j = 0; j < n && key != NULL && entry == NULL; j++)
 			{
@@ -406,7 +407,7 @@ take(FiniCall *call, int n, Entry *entries)
 		entry->done = true;
 		if (entry->key == NULL)
 			entry->key = answer.own_ref;
-		entry->status = fini_answer_field(object, "preFundingStatus");
+		entry->status = fini_value_member_text(object, "preFundingStatus");
 		if (answer.rejected)
 		{
 			entry->error_code = answer.error_code[0] != '\0' ? fini_call_clean_text(call, answer.error_code) : "rejected";

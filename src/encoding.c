@@ -54,6 +54,30 @@ fini_encoding_from_utf8(const char *utf8, Size len, Size *text_len)
 	return convert(&from_utf8, PG_UTF8, GetDatabaseEncoding(), utf8, len, text_len);
 }
 
+int
+fini_encoding_character_from_utf8(const char *utf8, int len, char *dst, int room)
+{
+	char		converted[4 * MAX_CONVERSION_GROWTH + 1];
+	int			n = len;
+
+	if (GetDatabaseEncoding() == PG_SQL_ASCII && IS_HIGHBIT_SET(utf8[0]))
+		return 0;
+	if (needs_conversion())
+	{
+		look_up();
+		if (DatumGetInt32(FunctionCall6(&from_utf8, Int32GetDatum(PG_UTF8), Int32GetDatum(GetDatabaseEncoding()),
+										CStringGetDatum(utf8), CStringGetDatum(converted),
+										Int32GetDatum(len), BoolGetDatum(true))) != len)
+			return 0;
+		utf8 = converted;
+		n = (int) strlen(converted);
+	}
+	if (n > room)
+		return 0;
+	memcpy(dst, utf8, n);
+	return n;
+}
+
 const char *
 fini_encoding_json_from_utf8(const char *json, Size len, Size *text_len, bool *replaced)
 {

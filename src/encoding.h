@@ -28,6 +28,13 @@ extern const char *fini_encoding_to_utf8(const char *src, Size len, Size *utf8_l
 extern const char *fini_encoding_from_utf8(const char *utf8, Size len, Size *text_len);
 
 /*
+ * The same for one character, to dst, which has room for so many bytes: its
+ * length, 0 when it has no equivalent.  That is so beyond ASCII in an SQL_ASCII
+ * database, as for PostgreSQL's JSON.
+ */
+extern int fini_encoding_character_from_utf8(const char *utf8, int len, char *dst, int room);
+
+/*
  * The same for JSON text, whatever it holds: what the database cannot hold, be
  * it written out or as an escape (also \u0000 and halves of surrogate pairs),
  * is replaced by the character below, as a JSON escape; *replaced tells whether

@@ -17,11 +17,11 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
-#include "answer.h"
 #include "compat.h"
 #include "encoding.h"
 #include "entry.h"
 #include "json.h"
+#include "jsonb.h"
 #include "settings.h"
 
 #define MAX_IPO_ID		20
@@ -195,7 +195,7 @@ append_field(FiniEntryMaker *maker, FiniField *field, const char *text)
 		append_raw(maker->entry, field->name, text[0] == 't' ? "true" : "false");
 	else if (text != NULL && (field->type == JSONBOID || field->type == JSONOID))
 	{
-		if (fini_answer_to_jsonb(text, strlen(text)) == NULL)
+		if (fini_jsonb_read(text, strlen(text)) == NULL)
 			problem(maker->row, "bad_field", psprintf("the value for %s is no JSON that can be sent", field->name));
 		maker->row->has_json = true;
 		append_raw(maker->entry, field->name, text);
@@ -250,7 +250,7 @@ static void
 append_id_list(FiniEntryMaker *maker, FiniField *field, Datum value)
 {
 	const char *text = fini_entry_column_text(field, value, false);
-	Jsonb	   *json = field->type == JSONBOID ? DatumGetJsonbP(value) : fini_answer_to_jsonb(text, strlen(text));
+	Jsonb	   *json = field->type == JSONBOID ? DatumGetJsonbP(value) : fini_jsonb_read(text, strlen(text));
 
 	if (json == NULL || !is_list_of_objects(json))
 		problem(maker->row, "bad_id_list", "the id_list is no array of applicants");
@@ -267,7 +267,7 @@ append_id_list(FiniEntryMaker *maker, FiniField *field, Datum value)
 static void
 append_extra(FiniEntryMaker *maker, FiniSource *source, const char *text)
 {
-	Jsonb	   *json = fini_answer_to_jsonb(text, strlen(text));
+	Jsonb	   *json = fini_jsonb_read(text, strlen(text));
 	const char *open = strchr(text, '{');
 	const char *close = strrchr(text, '}');
 

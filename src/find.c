@@ -98,7 +98,7 @@ static void stop(FiniSlotShared *slot, const FiniCall *call);
 static void send_page(FiniSlotShared *slot, Look *look);
 static bool take_page(Look *look, FiniAnswer *answer);
 static void keep_tail(void *arg);
-static void take_record(Look *look, JsonbContainer *record);
+static void take_record(Look *look, const FiniValue *record);
 
 void
 fini_find_service(FiniSlotShared *slot)
@@ -439,7 +439,7 @@ take_page(Look *look, FiniAnswer *answer)
 
 	for (int i = 0; i < answer->entries; i++)
 	{
-		JsonbContainer *record;
+		const FiniValue *record;
 
 		if (fini_answer_object(answer, i, &record))
 			take_record(look, record);
@@ -484,10 +484,10 @@ keep_tail(void *arg)
 }
 
 static void
-take_record(Look *look, JsonbContainer *record)
+take_record(Look *look, const FiniValue *record)
 {
-	char	   *own_ref = fini_answer_field(record, "ownRef");
-	char	   *record_id = fini_answer_field(record, "recordID");
+	char	   *own_ref = fini_value_member_text(record, "ownRef");
+	char	   *record_id = fini_value_member_text(record, "recordID");
 	Sought	   *sought;
 	FiniMember *member;
 	bool		adding;

@@ -97,7 +97,7 @@ extern int64 fini_flight_sends(void);
 extern List *fini_flight_list(void);
 
 /* for find.c, in a transaction: does this record show that the operation was processed? */
-extern bool fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, JsonbContainer *record,
+extern bool fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, const FiniValue *record,
 									 const char *record_id);
 
 /* for find.c and flight_looked.c, in a transaction: what the members' rows say now, until they are read again */

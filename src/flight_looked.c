@@ -62,9 +62,9 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 }
 
 bool
-fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, JsonbContainer *record, const char *record_id)
+fini_flight_is_record_of(const FiniMember *member, FiniOperation operation, const FiniValue *record, const char *record_id)
 {
-	char	   *status = fini_answer_field(record, "subFlowStatus");
+	char	   *status = fini_value_member_text(record, "subFlowStatus");
 
 	switch (operation)
 	{

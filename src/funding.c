@@ -389,16 +389,16 @@ take_page(FiniAnswer *answer)
 {
 	for (int i = 0; i < answer->entries; i++)
 	{
-		JsonbContainer *row;
+		const FiniValue *row;
 		char	   *reference;
 		char	   *status;
 		Sought	   *sought;
 
 		if (!fini_answer_object(answer, i, &row) ||
-			(reference = fini_answer_field(row, "transactionRef")) == NULL ||
+			(reference = fini_value_member_text(row, "transactionRef")) == NULL ||
 			(sought = fini_textmap_find(hand.sought, reference)) == NULL)
 			continue;
-		status = fini_answer_field(row, "preFundingStatus");
+		status = fini_value_member_text(row, "preFundingStatus");
 		sought->member->seen = status != NULL ? MemoryContextStrdup(hand.context, status) : NULL;
 	}
 	/* pages that do not end: what has been seen by now is taken, the rest is FINI's to judge */
@@ -527,20 +527,20 @@ take_outcomes(FiniAnswer *answer)
 	for (int i = 0; i < answer->entries; i++)
 	{
 		FiniAnswerEntry entry;
-		JsonbContainer *object;
+		const FiniValue *object;
 		char	   *reference;
 		char	   *status;
 		Sought	   *sought;
 		FiniConfirmation *member;
 
 		if (!fini_answer_entry(answer, i, &entry) || !fini_answer_object(answer, i, &object) ||
-			(reference = fini_answer_field(object, "transactionRef")) == NULL ||
+			(reference = fini_value_member_text(object, "transactionRef")) == NULL ||
 			(sought = fini_textmap_find(hand.sought, reference)) == NULL)
 			continue;
 		member = sought->member;
 		if (member->state != NULL)
 			continue;
-		status = fini_answer_field(object, "preFundingStatus");
+		status = fini_value_member_text(object, "preFundingStatus");
 		if (entry.rejected)
 		{
 			member->state = "rejected";

@@ -27,56 +27,32 @@
 #include "json.h"
 #include "json_token.h"
 
-/* no payload or answer nests deeper than a handful */
-#define MAX_DEPTH			1000
-
 typedef struct ChosenName
 {
 	const char *text;			/* UTF-8 */
 	Size		len;
 } ChosenName;
 
-/* what may come next */
-typedef enum Expected
-{
-	ANY_VALUE,
-	VALUE_OR_END,				/* of an array that has just begun */
-	NAME,
-	NAME_OR_END,				/* of an object that has just begun */
-	COLON,
-	COMMA_OR_END,				/* after a value */
-	NOTHING						/* after the outermost */
-} Expected;
-
 typedef struct Transform
 {
 	const FiniJsonRules *rules;
 	FiniBuffer *dst;
-	FiniJsonText text;
+	FiniJsonParser parser;
 	const char *copied;			/* input before this is in dst */
 	ChosenName *chosen;
 	uint64		chosen_lengths; /* bit n: some chosen name has n bytes; bit 63: 63 or more */
 	FiniBuffer *scratch;		/* a name or value with its escapes resolved */
 } Transform;
 
-typedef enum Unescaped
-{
-	UNESCAPED,
-	HOLDS_NUL,
-	HOLDS_LONE_SURROGATE
-} Unescaped;
-
 static void choose_names(Transform *transform);
 static uint64 length_bit(Size len);
 static void scan(Transform *transform);
-static void check_depth(const Transform *transform, int depth);
 static int	chosen_name(Transform *transform);
 static void replace_value(Transform *transform, int name);
 static const char *string_meaning(Transform *transform, int name, Size *len);
-static Unescaped unescape(const char *src, Size len, FiniBuffer *dst);
-static uint32 hex4(const char *src);
+static FiniJsonUnescaped unescape(Transform *transform, const char *src, Size len);
 static void copy_until(Transform *transform, const char *end);
-static void malformed(const Transform *transform) pg_attribute_noreturn();
+static void refuse(const Transform *transform, FiniJsonEvent why) pg_attribute_noreturn();
 
 void
 fini_json_transform(const char *json, Size len, const FiniJsonRules *rules, FiniBuffer *dst)
@@ -84,7 +60,7 @@ fini_json_transform(const char *json, Size len, const FiniJsonRules *rules, Fini
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext work = AllocSetContextCreate(caller, "fini JSON",
 											   ALLOCSET_SMALL_SIZES);
-	Transform	transform = {0};
+	Transform	transform;
 
 	MemoryContextSwitchTo(work);
 
@@ -95,9 +71,7 @@ fini_json_transform(const char *json, Size len, const FiniJsonRules *rules, Fini
 
 	transform.rules = rules;
 	transform.dst = dst;
-	transform.text.json = json;
-	transform.text.end = json + len;
-	transform.text.next = json;
+	fini_json_begin(&transform.parser, json, len);
 	transform.copied = json;
 	transform.scratch = fini_buffer_create(256);
 	choose_names(&transform);
@@ -200,6 +174,7 @@ choose_names(Transform *transform)
 	int			n = transform->rules->nnames;
 	int			i;
 
+	transform->chosen_lengths = 0;
 	transform->chosen = palloc(sizeof(ChosenName) * Max(n, 1));
 	for (i = 0; i < n; i++)
 	{
@@ -224,85 +199,34 @@ length_bit(Size len)
 static void
 scan(Transform *transform)
 {
-	char		nest[MAX_DEPTH];	/* '{' or '[', outermost first */
-	int			depth = 0;
 	int			name = -1;		/* of the field whose value comes next; -1: not chosen */
-	Expected	expected = ANY_VALUE;
 
 	for (;;)
 	{
-		char		c;
+		FiniJsonEvent event = fini_json_next(&transform->parser);
 
-		if (!fini_json_next_token(&transform->text))
-			malformed(transform);
-		c = transform->text.token == FINI_JSON_TOKEN_PUNCTUATION ? *transform->text.start : '\0';
-		switch (expected)
+		switch (event)
 		{
-			case NAME_OR_END:
-				if (c == '}')
-				{
-					expected = --depth > 0 ? COMMA_OR_END : NOTHING;
-					break;
-				}
-				/* FALLTHROUGH */
-			case NAME:
-				if (transform->text.token != FINI_JSON_TOKEN_STRING)
-					malformed(transform);
+			case FINI_JSON_EVENT_NAME:
 				name = chosen_name(transform);
-				expected = COLON;
 				break;
-			case COLON:
-				if (c != ':')
-					malformed(transform);
-				expected = ANY_VALUE;
-				break;
-			case VALUE_OR_END:
-				if (c == ']')
-				{
-					expected = --depth > 0 ? COMMA_OR_END : NOTHING;
-					break;
-				}
+			case FINI_JSON_EVENT_BEGIN:
+				CHECK_FOR_INTERRUPTS();
 				/* FALLTHROUGH */
-			case ANY_VALUE:
-				if (transform->text.token == FINI_JSON_TOKEN_END || (transform->text.token == FINI_JSON_TOKEN_PUNCTUATION && c != '{' && c != '['))
-					malformed(transform);
-				if (name >= 0 && transform->text.token != FINI_JSON_TOKEN_NULL)
+			case FINI_JSON_EVENT_SCALAR:
+				if (name >= 0 && transform->parser.text.token != FINI_JSON_TOKEN_NULL)
 					replace_value(transform, name);
 				name = -1;
-				if (transform->text.token == FINI_JSON_TOKEN_PUNCTUATION)
-				{
-					check_depth(transform, depth);
-					nest[depth++] = c;
-					expected = c == '{' ? NAME_OR_END : VALUE_OR_END;
-				}
-				else
-					expected = depth > 0 ? COMMA_OR_END : NOTHING;
 				break;
-			case COMMA_OR_END:
-				if (c == ',')
-					expected = nest[depth - 1] == '{' ? NAME : ANY_VALUE;
-				else if (c == (nest[depth - 1] == '{' ? '}' : ']'))
-					expected = --depth > 0 ? COMMA_OR_END : NOTHING;
-				else
-					malformed(transform);
+			case FINI_JSON_EVENT_END:
 				break;
-			case NOTHING:
-				if (transform->text.token != FINI_JSON_TOKEN_END)
-					malformed(transform);
+			case FINI_JSON_EVENT_DONE:
 				return;
+			case FINI_JSON_EVENT_MALFORMED:
+			case FINI_JSON_EVENT_TOO_DEEP:
+				refuse(transform, event);
 		}
 	}
-}
-
-static void
-check_depth(const Transform *transform, int depth)
-{
-	CHECK_FOR_INTERRUPTS();
-	if (depth >= MAX_DEPTH)
-		ereport(ERROR,
-				(errcode(transform->rules->sqlerrcode),
-				 errmsg("%s is nested too deeply", transform->rules->subject),
-				 errdetail("At most %d levels of objects and arrays are accepted.", MAX_DEPTH)));
 }
 
 /*
@@ -311,14 +235,13 @@ check_depth(const Transform *transform, int depth)
 static int
 chosen_name(Transform *transform)
 {
-	const char *start = transform->text.start + 1;
-	Size		len = transform->text.next - 1 - start;
+	const char *start = transform->parser.text.start + 1;
+	Size		len = transform->parser.text.next - 1 - start;
 	int			i;
 
-	if (memchr(start, '\\', len) != NULL)
+	if (transform->parser.text.escaped)
 	{
-		fini_buffer_truncate(transform->scratch, 0);
-		if (unescape(start, len, transform->scratch) != UNESCAPED)
+		if (unescape(transform, start, len) != FINI_JSON_UNESCAPED)
 			return -1;
 		start = transform->scratch->data;
 		len = transform->scratch->len;
@@ -344,27 +267,27 @@ replace_value(Transform *transform, int name)
 	const char *value = NULL;
 	Size		len = 0;
 
-	if (transform->text.token == FINI_JSON_TOKEN_STRING)
+	if (transform->parser.text.token == FINI_JSON_TOKEN_STRING)
 	{
 		kind = FINI_JSON_STRING;
 		value = string_meaning(transform, name, &len);
 	}
-	else if (transform->text.token == FINI_JSON_TOKEN_SCALAR)
+	else if (transform->parser.text.token == FINI_JSON_TOKEN_SCALAR)
 	{
 		kind = FINI_JSON_SCALAR;
-		value = transform->text.start;
-		len = transform->text.next - transform->text.start;
+		value = transform->parser.text.start;
+		len = transform->parser.text.next - transform->parser.text.start;
 	}
 	else
 		kind = FINI_JSON_NESTED;
 
-	copy_until(transform, transform->text.start);
+	copy_until(transform, transform->parser.text.start);
 	if (transform->rules->replace(transform->rules->arg, name, kind, value, len,
 								  transform->dst))
 	{
 		if (kind == FINI_JSON_NESTED)
 			elog(ERROR, "only scalars can be replaced");
-		transform->copied = transform->text.next;
+		transform->copied = transform->parser.text.next;
 	}
 }
 
@@ -375,21 +298,20 @@ replace_value(Transform *transform, int name)
 static const char *
 string_meaning(Transform *transform, int name, Size *len)
 {
-	const char *start = transform->text.start + 1;
-	Unescaped	outcome;
+	const char *start = transform->parser.text.start + 1;
+	FiniJsonUnescaped outcome;
 
-	*len = transform->text.next - 1 - start;
-	if (memchr(start, '\\', *len) == NULL)
+	*len = transform->parser.text.next - 1 - start;
+	if (!transform->parser.text.escaped)
 		return start;
 
-	fini_buffer_truncate(transform->scratch, 0);
-	outcome = unescape(start, *len, transform->scratch);
-	if (outcome != UNESCAPED)
+	outcome = unescape(transform, start, *len);
+	if (outcome != FINI_JSON_UNESCAPED)
 		ereport(ERROR,
 				(errcode(transform->rules->sqlerrcode),
 				 errmsg("field \"%s\" of the %s holds an escape that stands for no character",
 						transform->rules->names[name], transform->rules->subject),
-				 outcome == HOLDS_NUL ?
+				 outcome == FINI_JSON_HOLDS_NUL ?
 				 errdetail("\\u0000 cannot be converted to text.") :
 				 errdetail("One half of a surrogate pair stands without the other.")));
 
@@ -397,95 +319,19 @@ string_meaning(Transform *transform, int name, Size *len)
 	return transform->scratch->data;
 }
 
-/*
- * Append the meaning of a string's inside, which has been found well-formed.
- */
-static Unescaped
-unescape(const char *src, Size len, FiniBuffer *dst)
+/* into transform->scratch */
+static FiniJsonUnescaped
+unescape(Transform *transform, const char *src, Size len)
 {
-	const char *end = src + len;
+	FiniJsonUnescaped outcome;
+	Size		meaning = 0;
+	char	   *dst;
 
-	while (src < end)
-	{
-		const char *backslash = memchr(src, '\\', end - src);
-		uint32		code;
-		unsigned char utf8[4];
-		char		c;
-
-		if (backslash == NULL)
-			backslash = end;
-		fini_buffer_append(dst, src, backslash - src);
-		if (backslash == end)
-			break;
-		src = backslash + 2;
-
-		c = backslash[1];
-		switch (c)
-		{
-			case 'b':
-				c = '\b';
-				break;
-			case 'f':
-				c = '\f';
-				break;
-			case 'n':
-				c = '\n';
-				break;
-			case 'r':
-				c = '\r';
-				break;
-			case 't':
-				c = '\t';
-				break;
-			default:			/* a quote, a slash or a backslash, or see below */
-				break;
-		}
-		if (c != 'u')
-		{
-			fini_buffer_append(dst, &c, 1);
-			continue;
-		}
-
-		code = hex4(src);
-		src += 4;
-		if (code == 0)
-			return HOLDS_NUL;
-		if (is_utf16_surrogate_second(code))
-			return HOLDS_LONE_SURROGATE;
-		if (is_utf16_surrogate_first(code))
-		{
-			uint32		second;
-
-			if (end - src < 6 || src[0] != '\\' || src[1] != 'u')
-				return HOLDS_LONE_SURROGATE;
-			second = hex4(src + 2);
-			if (!is_utf16_surrogate_second(second))
-				return HOLDS_LONE_SURROGATE;
-			src += 6;
-			code = surrogate_pair_to_codepoint(code, second);
-		}
-		unicode_to_utf8(code, utf8);
-		fini_buffer_append(dst, utf8, pg_utf_mblen(utf8));
-	}
-
-	return UNESCAPED;
-}
-
-static uint32
-hex4(const char *src)
-{
-	uint32		code = 0;
-	int			i;
-
-	for (i = 0; i < 4; i++)
-	{
-		char		c = src[i];
-
-		code = code << 4 |
-			(uint32) (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
-	}
-
-	return code;
+	fini_buffer_truncate(transform->scratch, 0);
+	dst = fini_buffer_extend(transform->scratch, len);
+	outcome = fini_json_unescape(src, len, false, dst, &meaning);
+	fini_buffer_truncate(transform->scratch, meaning);
+	return outcome;
 }
 
 static void
@@ -496,11 +342,16 @@ copy_until(Transform *transform, const char *end)
 }
 
 static void
-malformed(const Transform *transform)
+refuse(const Transform *transform, FiniJsonEvent why)
 {
+	if (why == FINI_JSON_EVENT_TOO_DEEP)
+		ereport(ERROR,
+				(errcode(transform->rules->sqlerrcode),
+				 errmsg("%s is nested too deeply", transform->rules->subject),
+				 errdetail("At most %d levels of objects and arrays are accepted.", FINI_JSON_MAX_DEPTH)));
 	ereport(ERROR,
 			(errcode(transform->rules->sqlerrcode),
 			 errmsg("%s is not valid JSON", transform->rules->subject),
 			 errdetail("The error is at or behind byte %zu.",
-					   (Size) (transform->text.start - transform->text.json) + 1)));
+					   (Size) (transform->parser.text.start - transform->parser.text.json) + 1)));
 }

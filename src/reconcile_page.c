@@ -66,7 +66,7 @@ typedef struct Standing
 typedef struct RecordPage
 {
 	int			n;
-	JsonbContainer **records;
+	const FiniValue **records;
 	int		   *subjects;		/* of each record */
 	int			nsubjects;
 	char	  **own_refs;
@@ -106,7 +106,7 @@ static void judge_record(FiniReconcile *run, const RecordPage *page, int i, Find
 static void add_candidate(Findings *findings, const char *kind, const char *own_ref, const char *record_id,
 						  const FiniDifference *difference, int64 standing);
 static void store(FiniReconcile *run, Findings *findings);
-static char *identifier(JsonbContainer *record, const char *name);
+static char *identifier(const FiniValue *record, const char *name);
 
 void
 fini_reconcile_take_page(FiniReconcile *run, const FiniAnswer *answer)
@@ -145,7 +145,7 @@ read_page(FiniReconcile *run, const FiniAnswer *answer, RecordPage *page)
 
 	MemoryContextSwitchTo(run->piece);
 	page->n = answer->entries;
-	page->records = palloc(sizeof(JsonbContainer *) * page->n);
+	page->records = palloc(sizeof(FiniValue *) * page->n);
 	page->subjects = palloc(sizeof(int) * page->n);
 	page->own_refs = palloc(sizeof(char *) * page->n);
 	for (int i = 0; i < page->n; i++)
@@ -210,12 +210,12 @@ read_standings(FiniReconcile *run, RecordPage *page)
 static void
 judge_record(FiniReconcile *run, const RecordPage *page, int i, Findings *findings)
 {
-	JsonbContainer *record = page->records[i];
+	const FiniValue *record = page->records[i];
 	const char *own_ref = page->own_refs[page->subjects[i]];
 	const FiniRow *row = &page->rows[page->subjects[i]];
 	const Standing *standing = &page->standings[page->subjects[i]];
 	const char *record_id = identifier(record, "recordID");
-	FiniDifference status = {"subFlowStatus", NULL, fini_answer_field(record, "subFlowStatus")};
+	FiniDifference status = {"subFlowStatus", NULL, fini_value_member_text(record, "subFlowStatus")};
 	bool		active = status.remote == NULL || strcmp(status.remote, fini_guc_invalidated_status) != 0;
 	bool		has_row = row->found && strcmp(row->ipo_id, run->ipo_id) == 0;
 	bool		known;
@@ -303,9 +303,9 @@ store(FiniReconcile *run, Findings *findings)
 
 /* trimmed, as FINI trims */
 static char *
-identifier(JsonbContainer *record, const char *name)
+identifier(const FiniValue *record, const char *name)
 {
-	char	   *text = fini_answer_field(record, name);
+	char	   *text = fini_value_member_text(record, name);
 	char	   *end;
 
 	if (text == NULL)

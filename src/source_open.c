@@ -14,7 +14,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
-#include "answer.h"
+#include "jsonb.h"
 #include "outbox.h"
 #include "source.h"
 #include "source_cache.h"
@@ -220,7 +220,7 @@ add_field(FiniSource *source, Relation rel, const char *name, const char *column
 static const char *
 outcome_column(Relation rel, Jsonb *outcome, const char *key)
 {
-	char	   *column = fini_answer_field(&outcome->root, key);
+	char	   *column = fini_jsonb_field(&outcome->root, key);
 
 	if (column != NULL)
 		(void) column_number(rel, column);

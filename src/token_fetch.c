@@ -221,15 +221,15 @@ bool
 fini_token_read_key(const FiniAnswer *answer, uint8 *der, int *der_len, int64 *server_ms)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	JsonbValue *data = getKeyJsonValueFromContainer(&answer->json->root, "data", 4, NULL);
+	const FiniValue *data = fini_value_member(answer->json, "data");
 	char	   *key = NULL;
 	char	   *server_time = NULL;
 	volatile int len = 0;
 
-	if (data != NULL && data->type == jbvBinary)
+	if (data != NULL)
 	{
-		key = fini_answer_field(data->val.binary.data, "publicKey");
-		server_time = fini_answer_field(data->val.binary.data, "serverTimestamp");
+		key = fini_value_member_text(data, "publicKey");
+		server_time = fini_value_member_text(data, "serverTimestamp");
 	}
 	if (key == NULL || server_time == NULL ||
 		strspn(server_time, "0123456789") != strlen(server_time) || strlen(server_time) > 15)
@@ -335,7 +335,7 @@ static void
 take_token(FiniSlotShared *slot)
 {
 	FiniHttpRequest *http = &fetch.http;
-	Jsonb	   *json = NULL;
+	const FiniValue *json;
 	char	   *token;
 
 	MemoryContextSwitchTo(fetch.context);
@@ -344,18 +344,18 @@ take_token(FiniSlotShared *slot)
 		fail(slot, FINI_ERRCODE_TRANSPORT, "could not reach the token endpoint", http->error);
 		return;
 	}
-	json = fini_answer_to_jsonb(http->answer->data, http->answer->len);
-	if (json == NULL || !JB_ROOT_IS_OBJECT(json))
+	json = fini_value_read(http->answer->data, http->answer->len);
+	if (json == NULL || json->kind != FINI_VALUE_OBJECT)
 	{
 		fail(slot, FINI_ERRCODE_TOKEN_REFUSED, "the token endpoint's answer cannot be read",
 			 psprintf("HTTP status %d.", http->status));
 		return;
 	}
-	token = fini_answer_field(&json->root, "access_token");
+	token = fini_value_member_text(json, "access_token");
 	if (http->status != 200 || token == NULL)
 	{
-		char	   *error = fini_answer_field(&json->root, "error");
-		char	   *description = fini_answer_field(&json->root, "error_description");
+		char	   *error = fini_value_member_text(json, "error");
+		char	   *description = fini_value_member_text(json, "error_description");
 
 		fail(slot, FINI_ERRCODE_TOKEN_REFUSED, "the token endpoint refused an access token",
 			 psprintf("%s: %s (HTTP status %d).",
@@ -365,7 +365,7 @@ take_token(FiniSlotShared *slot)
 	}
 	else
 	{
-		char	   *expires_in = fini_answer_field(&json->root, "expires_in");
+		char	   *expires_in = fini_value_member_text(json, "expires_in");
 		double		life = expires_in != NULL ? strtod(expires_in, NULL) : 0;
 
 		if (!fini_token_plausible(token) || !(life >= 1 && life <= MAX_TOKEN_LIFE))
@@ -381,7 +381,6 @@ take_token(FiniSlotShared *slot)
 	/* a token that was not taken is one all the same */
 	if (token != NULL)
 		fini_secret_cleanse(token, strlen(token));
-	fini_secret_cleanse(json, VARSIZE(json));
 }
 
 static void

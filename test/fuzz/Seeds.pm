@@ -15,6 +15,8 @@ my $sealed = '{"data":[{"idList":[{"idType":"%enc_%eapFkonN3fzIDdSEkiD9EQg=","id
 
 my %seeds = (
 	answer => [ $answer, $refused, '{"code":0,"data":null}', '[]' ],
+	values => [ $answer, $refused, $payload, '"\ud83d\ude00\u00e9\u0001"', '{"a":1,"a":[{}],"\u0061":-0.0e-1,"bb":1E+02}', '[[[]],{},null,true,1.50]',
+		'1' x 1001, '{"code":0,"exception":[[1]],"data":[{"requestID":1e0,"exception":{}},[],1]}' ],
 	verdict => [ map { "\0$_" } "d$answer", "d$refused", "\x90$refused" ],
 	transform => [ $payload, '[]', '"\ud83d\ude00"' ],
 	seal => [ $payload, '{"idNum":"","fullNameEng":null,"idType":[1,{"idNum":true}]}' ],
@@ -38,7 +40,7 @@ my %words = (
 	key_file => [ '-----BEGIN RSA PRIVATE KEY-----', '-----BEGIN PRIVATE KEY-----', '-----END PRIVATE KEY-----', 'Proc-Type: 4,ENCRYPTED', 'DEK-Info:' ],
 	url => [ 'https://', 'http://', '@', '%00', '#', '?' ]);
 $words{verdict} = $words{answer};
-$words{compare} = $words{answer};
+$words{compare} = $words{values} = $words{answer};
 
 # the seeds of a target as files of its corpus
 sub write

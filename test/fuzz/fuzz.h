@@ -28,6 +28,9 @@ extern const FuzzTargetEntry fuzz_targets[];
 /* http_headers.c */
 extern void fuzz_http_headers(const char *data, Size len);
 
+/* json_values.c */
+extern void fuzz_json_values(const char *data, Size len);
+
 /* a promise of the code under test: a fuzzer's finding when it is broken */
 #define must(condition) \
 	do { \

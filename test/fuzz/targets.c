@@ -35,6 +35,8 @@
 #include "http.h"
 #include "json.h"
 #include "json_token.h"
+#include "json_value.h"
+#include "jsonb.h"
 #include "keys.h"
 #include "settings_check.h"
 #include "verdict.h"
@@ -55,6 +57,7 @@ static void encoding(const char *data, Size len);
 
 const FuzzTargetEntry fuzz_targets[] = {
 	{"answer", answer, false, "what the gateway answers: answer.c"},
+	{"values", fuzz_json_values, false, "the same against jsonb: json_value.c, answer.c"},
 	{"verdict", verdict, false, "what an answer and its status mean: verdict.c"},
 	{"transform", transform, false, "JSON copied through: json.c"},
 	{"seal", seal, false, "payloads encrypted and decrypted again: envelope.c"},
@@ -92,7 +95,7 @@ answer(const char *data, Size len)
 	for (int i = -1; i <= Min(read->entries, 50); i++)
 	{
 		FiniAnswerEntry entry = {0};
-		JsonbContainer *object;
+		const FiniValue *object;
 		FiniBlanker *sent;
 
 		if (i >= 0 && fini_answer_entry(read, i, &entry))
@@ -102,9 +105,8 @@ answer(const char *data, Size len)
 		}
 		if (i >= 0 && fini_answer_object(read, i, &object))
 		{
-			(void) fini_answer_field(object, "ownRef");
-			(void) fini_answer_field_jsonb(object, "idList");
-			(void) fini_answer_jsonb(object);
+			(void) fini_value_member_text(object, "ownRef");
+			must(fini_value_jsonb(object) != NULL);
 			sent = fini_blank_create();
 			fini_blank_add_values(sent, object);
 			must(is_clean(fini_answer_clean_text(read->message, sent)));
@@ -269,8 +271,8 @@ mapping(const char *data, Size len)
 {
 	const char *split = memchr(data, '\0', len);
 	Size		first = split != NULL ? (Size) (split - data) : len;
-	Jsonb	   *fields = fini_answer_to_jsonb(data, first);
-	Jsonb	   *outcome = split != NULL ? fini_answer_to_jsonb(split + 1, len - first - 1) : NULL;
+	Jsonb	   *fields = fini_jsonb_read(data, first);
+	Jsonb	   *outcome = split != NULL ? fini_jsonb_read(split + 1, len - first - 1) : NULL;
 	Relation	rel;
 
 	if (fields == NULL)
@@ -329,17 +331,17 @@ static void
 compare(const char *data, Size len)
 {
 	const char *split = memchr(data, '\0', len);
-	Jsonb	   *record;
+	const FiniValue *record;
 	char	   *object;
 
 	if (split == NULL || split == data)
 		return;
-	record = fini_answer_to_jsonb(split + 1, len - (split - data) - 1);
+	record = fini_value_read(split + 1, len - (split - data) - 1);
 	object = psprintf("{%.*s}", (int) (split - data), data);
-	if (record == NULL || !JB_ROOT_IS_OBJECT(record) || fini_answer_to_jsonb(object, strlen(object)) == NULL)
+	if (record == NULL || record->kind != FINI_VALUE_OBJECT || fini_value_read(object, strlen(object)) == NULL)
 		return;
-	(void) fini_compare_entry(data, split - data, &record->root, data[0] == '"');
-	(void) fini_compare_entry(data, split - data, &record->root, true);
+	(void) fini_compare_entry(data, split - data, record, data[0] == '"');
+	(void) fini_compare_entry(data, split - data, record, true);
 }
 
 static void
