@@ -15,8 +15,9 @@ my $sealed = '{"data":[{"idList":[{"idType":"%enc_%eapFkonN3fzIDdSEkiD9EQg=","id
 
 my %seeds = (
 	answer => [ $answer, $refused, '{"code":0,"data":null}', '[]' ],
-	values => [ $answer, $refused, $payload, '"\ud83d\ude00\u00e9\u0001"', '{"a":1,"a":[{}],"\u0061":-0.0e-1,"bb":1E+02}', '[[[]],{},null,true,1.50]',
-		'1' x 1001, '{"code":0,"exception":[[1]],"data":[{"requestID":1e0,"exception":{}},[],1]}' ],
+	values => [ (map { "\1$_" } $answer, $refused, $payload, '"\ud83d\ude00\u00e9\u0001"', '{"a":1,"a":[{}],"\u0061":-0.0e-1,"bb":1E+02}', '[[[]],{},null,true,1.50]',
+		'1' x 1001, '{"code":0,"exception":[[1]],"data":[{"requestID":1e0,"exception":{}},[],1]}'),
+		map { my $salt = $_; join '', chr(2 * ($salt % 2)), map { chr(($_ * $_ * 7 + $salt * 31 + ($_ >> 2)) % 256) } 1 .. 300 } 1 .. 20 ],
 	verdict => [ map { "\0$_" } "d$answer", "d$refused", "\x90$refused" ],
 	transform => [ $payload, '[]', '"\ud83d\ude00"' ],
 	seal => [ $payload, '{"idNum":"","fullNameEng":null,"idType":[1,{"idNum":true}]}' ],

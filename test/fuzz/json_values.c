@@ -1,9 +1,13 @@
 /*
  * json_values.c
  *		What json_value.c and answer.c read has to be what jsonb_in makes of it.
+ *
+ * Changed bytes mostly make JSON malformed; so the first byte says whether the
+ * others are the text, or choose what it is made of.
  */
 #include "postgres.h"
 
+#include "lib/stringinfo.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/numeric.h"
@@ -14,6 +18,32 @@
 #include "json_value.h"
 #include "jsonb.h"
 
+typedef struct Choices
+{
+	const char *next;
+	const char *end;
+	StringInfoData text;
+} Choices;
+
+/* what names and strings are made of, and other scalars; what is no JSON, or none for jsonb, comes last */
+#define GOOD_PIECES		34
+#define GOOD_SCALARS	20
+
+static const char *const pieces[] = {
+	"code", "data", "exception", "requestID", "recordID", "ownRef", "recordErrorCode", "recordErrorMsg", "message", "nextCursor",
+	"0", "1", "12", "", "", "a", "b", "aa", " ", "\303\251", "\360\240\256\267", "\\u0061", "c\\u006fde", "\\u00e9", "\\ud842\\udfb7", "\\/", "\\\"", "\\\\",
+	"\\b\\f\\n\\r\\t", "0123456789abcdef", "01234567", "\177", "\\uFFFF", "1000000000000000000000000000000000000000000000000000000000000001A",
+	"\\u0000", "\\ud842", "\\udfb7", "\\ud842\\ud842", "\\x", "\\", "\"", "\t", "\\u12g4", "\303", "\\u12"
+};
+static const char *const scalars[] = {
+	"null", "true", "false", "0", "-0", "1", "12", "123456", "1234567", "1.0", "1.50", "-0.0e-1", "1e0", "1E2", "12e+03", "1e99", "1e000099", "5e-7", "0e0",
+	"12345678901234567890123456789012345678901234567890", "1e100", "1e0100", "01", "-", "1.", "1e", "+1", "nul", "True", "nulls", "1x"
+};
+
+static int	choice(Choices *choices, int n);
+static void make_value(Choices *choices, int depth);
+static void make_string(Choices *choices);
+static void compare_readings(const char *data, Size len);
 static int	depth_of(const char *data, Size len);
 static void agree(const FiniValue *value, const JsonbValue *other);
 static void agree_on_object(const FiniValue *value, JsonbContainer *other);
@@ -24,6 +54,95 @@ static JsonbValue *field(JsonbContainer *object, const char *name);
 
 void
 fuzz_json_values(const char *data, Size len)
+{
+	Choices		choices = {.next = data + 1, .end = data + len};
+	char	   *exact;
+
+	if (len < 1)
+		return;
+	if (data[0] & 1)
+	{
+		compare_readings(data + 1, len - 1);
+		return;
+	}
+	initStringInfo(&choices.text);
+	if (data[0] & 2)
+	{
+		appendStringInfoString(&choices.text, "{\"code\":\"0\",\"data\":");
+		make_value(&choices, 0);
+		appendStringInfoString(&choices.text, ",\"exception\":");
+		make_value(&choices, 0);
+		appendStringInfoChar(&choices.text, '}');
+	}
+	else
+		make_value(&choices, 0);
+	/* of exactly its size, with the NUL that jsonb_in wants */
+	exact = malloc(choices.text.len + 1);
+	memcpy(exact, choices.text.data, choices.text.len + 1);
+	compare_readings(exact, choices.text.len);
+	free(exact);
+}
+
+/* what there is no byte for is the first */
+static int
+choice(Choices *choices, int n)
+{
+	return choices->next < choices->end ? (uint8) *choices->next++ % n : 0;
+}
+
+static void
+make_value(Choices *choices, int depth)
+{
+	int			kind = depth > 20 ? 0 : choice(choices, 16);
+	int			n = kind >= 6 ? choice(choices, 9) : 0;
+	bool		object = kind < 12;
+
+	if (kind < 3)
+	{
+		int			scalar = choice(choices, 256);
+
+		appendStringInfoString(&choices->text, scalars[scalar >= 250 ? scalar % (int) lengthof(scalars) : scalar % GOOD_SCALARS]);
+		return;
+	}
+	if (kind < 6)
+	{
+		make_string(choices);
+		return;
+	}
+	appendStringInfoChar(&choices->text, object ? '{' : '[');
+	for (int i = 0; i < n; i++)
+	{
+		if (i > 0)
+			appendStringInfoChar(&choices->text, ',');
+		if (object)
+		{
+			make_string(choices);
+			appendStringInfoChar(&choices->text, ':');
+		}
+		make_value(choices, depth + 1);
+	}
+	appendStringInfoChar(&choices->text, object ? '}' : ']');
+	if (choice(choices, 256) == 255)
+		appendStringInfoChar(&choices->text, " ,:]}[{\t\001x"[choice(choices, 10)]);
+}
+
+static void
+make_string(Choices *choices)
+{
+	int			n = choice(choices, 16) - 12;
+
+	appendStringInfoChar(&choices->text, '"');
+	do
+	{
+		int			piece = choice(choices, 256);
+
+		appendStringInfoString(&choices->text, pieces[piece >= 250 ? piece % (int) lengthof(pieces) : piece % GOOD_PIECES]);
+	} while (--n > 0);
+	appendStringInfoChar(&choices->text, '"');
+}
+
+static void
+compare_readings(const char *data, Size len)
 {
 	Jsonb	   *json = fini_jsonb_read(data, len);
 	const FiniValue *value = fini_value_read(data, len);
