@@ -90,6 +90,10 @@ for my $case (
 	[ { action => 'garbage', body => '{"code":"0","x":"a' . '\\' }, qr/IP005.*unreadable/s, 1, 1 ],
 	[ { action => 'garbage', body => '"text"' }, qr/IP005.*unreadable/s, 1, 1 ],
 	[ { action => 'garbage', body => '{"code":"0","data":[{"requestID":1e500000}]}' }, qr/IP005.*unreadable/s, 1, 1 ],
+	[ { action => 'garbage', body => '{"code":"0","data":[{"requestID":1e-100}]}' }, qr/IP005.*unreadable/s, 1, 1 ],
+	[ { action => 'garbage', body => '{"code":"0","data":[{"requestID":' . ('1' x 131073) . '}]}' }, qr/IP005.*unreadable/s, 1, 1 ],
+	[ { action => 'garbage', body => '{"code":"0","data":' . ('[' x 1000) . (']' x 1000) . '}' }, qr/IP005.*unreadable/s, 1, 1 ],
+	[ { action => 'garbage', body => '{"code":"0","data":[' . ('[],' x 700_000) . '[]]}' }, qr/IP005.*unreadable/s, 1, 1 ],
 	[ { action => 'wrong-shape', body => '[1,2]' }, qr/IP005.*unreadable/s, 1, 1 ],
 	[ { action => 'wrong-shape', body => '{"data":[]}' }, qr/IP005.*unreadable/s, 1, 1 ],
 	[ { action => 'wrong-shape', body => '{"code":{},"data":[]}' }, qr/IP005.*unreadable/s, 1, 1 ],
@@ -168,6 +172,24 @@ for my $case (
 	[ { action => 'wrong-shape', body => '{"code":0,"data":[{"requestID":1,"recordID":"A"},'
 			. '{"requestID":2,"exception":[{"recordErrorCode":"4","recordErrorMsg":"a\\u0000b\\ud842c\\udfb7d\\u9ec3\\ud842\\udfb7"}]}]}' },
 		qr/^1 t\n2 f 4 a\?b\?c\?d黃𠮷\n(\d f unknown .*\n?){3}$/ ],
+	# of what comes twice the last one counts, whatever it is written like
+	[ { action => 'wrong-shape', body => '{"code":"1","data":[],"\\u0063ode":0,"data":[{"requestID":5,"\\u0072equestID":"\\u0031","recordID":"A","recordID":"B",'
+			. '"exception":[{"recordErrorCode":"4"}],"exception":[]},{"requestID":2,"recordID":"C","\\u0065xception":[{"recordErrorCode":"\\u0035"}]}]}' },
+		qr/^1 t\n2 f 5 \n(\d f unknown .*\n?){3}$/ ],
+	# numbers mean what numeric makes of them
+	[ { action => 'wrong-shape', body => '{"code":-0e1,"data":[{"requestID":10E-1,"recordID":"A"},{"requestID":2e0,"recordID":1E+2},{"requestID":0.3e1,"recordID":true},'
+			. '{"requestID":"04","recordID":"D"},{"requestID":"5","recordID":-1.50,"x":[1e99,-1e-99,' . ('1' x 131072) . ',0.' . ('1' x 16383) . ']}]}' },
+		qr/^1 f unknown .*\n2 t\n3 t\n4 f unknown .*\n5 t$/ ],
+	# null is nothing, and so is what has no text
+	[ { action => 'wrong-shape', body => '{"code":"0","message":null,"nextCursor":{},"data":[{"requestID":1,"recordID":"A","ownRef":null,"exception":null},'
+			. '{"requestID":2,"recordID":null},{"requestID":3,"recordID":["C"]},{"requestID":4,"recordID":"D","ownRef":{"a":1},"exception":"no"},{"requestID":5,"recordID":""}],"exception":[{}]}' },
+		qr/^1 t\n2 f unknown .*\n3 f unknown .*\n4 t\n5 f unknown .*$/ ],
+	[ { action => 'wrong-shape', body => '{"code":"0","data":[{"requestID":1,"recordID":"A","exception":[1]},{"requestID":2,"exception":[[{}]]},{"requestID":3,"exception":{"recordErrorCode":7}}]}' },
+		qr/^1 f rejected \n2 f rejected \n3 f 7 \n(\d f unknown .*\n?){2}$/ ],
+	# what nobody asked for may be long, and deep
+	[ { action => 'wrong-shape', body => '{"x":' . ('[{"x":' x 490) . '0' . ('}]' x 490) . ',"code":"0","data":[{"requestID":1,"recordID":"A","x":"' . ('\\u9ec3x' x 500_000) . '"}]}' },
+		qr/^1 t\n(\d f unknown .*\n?){4}$/ ],
+	[ { action => 'reject-entries', n => 1, code => 'c' x 100, message => 'long ' x 1_000_000 }, qr/^1 f c{31} (?:long ){80}\n2 t\n/ ],
 	# nor does a field that does not open
 	[ { action => 'wrong-shape', body => '{"code":0,"data":[{"requestID":1,"recordID":"A","idNum":"%enc_%AAAA"}]}' }, qr/^1 t\n(\d f unknown .*\n?){4}$/ ])
 {
@@ -225,6 +247,58 @@ for my $case (
 			't unknown,t,t unknown', "$verb: an answer about another record is none") if $verb eq 'change';
 		is(under({ endpoint => $endpoint, action => 'reorder' }, $rows, $endpoint)->{out}, 't,t,t', "$verb: reordered");
 	}
+}
+
+# the worker: what it can read is the outcome; what it cannot is in doubt, and found out
+$fini->sql(q{select fini.create_subscription_table('applications'); select fini.attach('applications')});
+{
+	my $worker = $fini->sql('select worker_pid from fini.status');
+	my $n = 0;
+	for my $case (
+		[ '{"code":0,"data":[{"requestID":"\\u0031","ownRef":"Q%d","recordID":"S","recordID":"R%d"}]}', 'accepted R%d' ],
+		[ '{"code":0,"data":[{"\\u006fwnRef":"Q%d","recordID":1e3}]}', 'accepted 1000' ],
+		[ '{"code":0,"data":[{"requestID":1,"exception":[{"recordErrorCode":4,"recordErrorMsg":"no\\tP%d \\u9ec3"}]}]}', 'rejected 4 no *** 黃' ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":"R%d","x":"\\ud842"}]}', 'accepted R%d' ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":"R%d","x":"\\ud842\\u0000"},7,null]}', 'accepted R%d' ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":"R%d"}]', undef ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":"R%d"},]}', undef ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":"R%d\\x"}]}', undef ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":"R%d","x":01}]}', undef ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":"R%d","x":1e100}]}', undef ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":"R%d","x":' . ('[' x 998) . (']' x 998) . '}]}', undef ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":"R%d","x":' . ('[' x 100_000), undef ],
+		[ { action => 'invalid-utf8' }, undef ],
+		[ '{"code":0,"data":[{"requestID":2,"recordID":"R%d"}]}', undef ],
+		[ '{"code":0,"data":[{"requestID":1,"ownRef":"q%d","recordID":"R%d"}]}', undef ],
+		[ '{"code":0,"data":[{"requestID":1,"recordID":{}}]}', undef ])
+	{
+		my ($body, $outcome) = @$case;
+		my $before = $fini->stats->{requests};
+		$n++;
+		my $fault = ref $body ? $body : { action => 'wrong-shape', body => $body =~ s/%d/100 + $n/ger };
+		$fini->faults({ endpoint => 'subscriptions/add', %$fault });
+		$fini->sql("insert into applications (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng)"
+			  . " values ('Q' || 100 + $n, '1234', 500, 'PASSPORT', 'GBR', 'P' || 100 + $n, 'DOE, Jane')");
+		$fini->wait_done;
+		my $after = $fini->stats->{requests};
+		my $got = $fini->sql("select concat_ws(' ', a.fini_state, a.record_id, s.error_code, s.error_message) from applications a join fini.submission s using (own_ref) where own_ref = 'Q' || 100 + $n");
+		utf8::decode($got);
+		my $name = "answer $n to the worker, " . title($fault);
+		defined $outcome ? is($got, $outcome =~ s/%d/100 + $n/er =~ s/\*\*\*/****/r, $name) : like($got, qr/^accepted \d{16}A$/, "$name: it is found at FINI");
+		is($after->{'subscriptions/add'} - $before->{'subscriptions/add'}, 1, '... sent once');
+		is(($after->{'subscriptions/query'} // 0) > ($before->{'subscriptions/query'} // 0) ? 1 : 0, defined $outcome ? 0 : 1, '... looked for if it cannot be read');
+	}
+	is($fini->sql('select worker_pid from fini.status'), $worker, 'the worker has gone on');
+}
+
+# what cannot become jsonb here for lack of room in the stack
+for my $case ([ q{fini.call('/api/eipo/subscriptions/invalidate/v1', '{"data":[{"requestID":"1","recordID":"x"}]}', true)}, qr/IP005.*cannot be represented as jsonb/s, 'subscriptions/invalidate' ],
+	[ q{fini.ipo_refdata('1234')}, qr/IP010.*cannot be represented as jsonb/s, 'ipos/refdata' ])
+{
+	my ($call, $error, $endpoint) = @$case;
+	my $got = under({ endpoint => $endpoint, action => 'wrong-shape', body => '{"code":"0","data":' . ('[' x 900) . (']' x 900) . '}' },
+		"set_config('max_stack_depth', '100kB', false); select $call", $endpoint);
+	like($got->{err}, $error, "an answer that is nested deeper than the stack allows, $endpoint");
 }
 
 # what only reads
