@@ -56,7 +56,7 @@ fini_value_read(const char *text, Size len)
 		return NULL;
 	fini_json_begin(&reader.parser, text, len);
 	reader.n = 0;
-	reader.size = Min(len / BYTES_A_VALUE + MIN_VALUES, MAX_FIRST_VALUES);
+	reader.size = (uint32) Min(len / BYTES_A_VALUE + MIN_VALUES, MAX_FIRST_VALUES);
 	reader.values = palloc(sizeof(FiniValue) * reader.size);
 	reader.meanings = NULL;
 	if (read_values(&reader))
