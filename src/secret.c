@@ -46,8 +46,8 @@ struct FiniSecretPool
 };
 
 #define MIN_BUFFER_SIZE		64
-#define MIN_POOL_BLOCK		(4 * 1024)
-#define MAX_POOL_BLOCK		(64 * 1024)
+#define MIN_POOL_BLOCK		((Size) 4096)
+#define MAX_POOL_BLOCK		((Size) 65536)
 
 static void cleanse_chunk(void *arg);
 static void run_action(void *arg);
