@@ -18,6 +18,7 @@
 
 #include "applicant.h"
 #include "compat.h"
+#include "entry.h"
 #include "jsonb.h"
 #include "settings.h"
 
@@ -34,8 +35,9 @@ typedef struct Applicant
 	const char *name_chi;
 } Applicant;
 
+static void check_row(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents);
 static void from_columns(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents);
-static bool from_list(const FiniField *field, HeapTuple tuple, TupleDesc desc, int column, List **problems, List **documents);
+static bool from_list(FiniField *field, HeapTuple tuple, TupleDesc desc, int column, List **problems, List **documents);
 static void check_applicant(const Applicant *applicant, List **problems, List **documents);
 static void note(List **problems, const Applicant *applicant, const FiniProblem *problem);
 static void add_document(const Applicant *applicant, bool is_hkid, List **problems, List **documents);
@@ -46,29 +48,42 @@ static char *trimmed(char *text);
 static char *capitals(const char *text);
 static void make_digest(const char *type, const char *country, const char *number, FiniDocument *document);
 
+/* however large the row is, what comes back is small */
 void
 fini_applicant_check(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents)
 {
-	List	   *no_problems = NIL;
-	List	   *no_documents = NIL;
+	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "fini applicants", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(work);
+	List	   *all_problems = NIL;
+	List	   *all_documents = NIL;
 	ListCell   *cell;
-	int			column = 0;
 
-	if (problems == NULL)
-		problems = &no_problems;
-	if (documents == NULL)
-		documents = &no_documents;
-	*problems = NIL;
-	*documents = NIL;
-	foreach(cell, source->fields)
+	check_row(source, tuple, desc, &all_problems, &all_documents);
+	MemoryContextSwitchTo(old);
+	if (problems != NULL)
 	{
-		FiniField  *field = lfirst(cell);
+		*problems = NIL;
+		foreach(cell, all_problems)
+		{
+			FiniProblem *problem = palloc(sizeof(FiniProblem));
 
-		column++;
-		if (field->kind == FINI_FIELD_ID_LIST && from_list(field, tuple, desc, column, problems, documents))
-			return;
+			problem->code = ((FiniProblem *) lfirst(cell))->code;
+			problem->text = pstrdup(((FiniProblem *) lfirst(cell))->text);
+			*problems = lappend(*problems, problem);
+		}
 	}
-	from_columns(source, tuple, desc, problems, documents);
+	if (documents != NULL)
+	{
+		*documents = NIL;
+		foreach(cell, all_documents)
+		{
+			FiniDocument *document = palloc(sizeof(FiniDocument));
+
+			*document = *(FiniDocument *) lfirst(cell);
+			*documents = lappend(*documents, document);
+		}
+	}
+	MemoryContextDelete(work);
 }
 
 bool
@@ -85,6 +100,23 @@ fini_applicant_has_document(List *documents, const FiniDocument *document)
 }
 
 static void
+check_row(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents)
+{
+	ListCell   *cell;
+	int			column = 0;
+
+	foreach(cell, source->fields)
+	{
+		FiniField  *field = lfirst(cell);
+
+		column++;
+		if (field->kind == FINI_FIELD_ID_LIST && from_list(field, tuple, desc, column, problems, documents))
+			return;
+	}
+	from_columns(source, tuple, desc, problems, documents);
+}
+
+static void
 from_columns(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents)
 {
 	Applicant	applicant = {0};
@@ -95,6 +127,9 @@ from_columns(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problem
 	{
 		FiniField  *field = lfirst(cell);
 		const char **member;
+		Datum		value;
+		bool		isnull;
+		bool		fits;
 
 		column++;
 		if (field->kind != FINI_FIELD_PERSONAL)
@@ -103,7 +138,11 @@ from_columns(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problem
 			strcmp(field->name, "idCountryJurisdiction") == 0 ? &applicant.country :
 			strcmp(field->name, "idNum") == 0 ? &applicant.id :
 			strcmp(field->name, "fullNameEng") == 0 ? &applicant.name_eng : &applicant.name_chi;
-		*member = trimmed(SPI_getvalue(tuple, desc, column));
+		value = SPI_getbinval(tuple, desc, column, &isnull);
+		*member = trimmed(fini_entry_limited_text(field, value, isnull, &fits));
+		/* what is too large is told with the entry, too */
+		if (!fits)
+			return;
 	}
 	/* that there is none at all is told with the entry */
 	if (applicant.type || applicant.country || applicant.id || applicant.name_eng || applicant.name_chi)
@@ -112,22 +151,20 @@ from_columns(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problem
 
 /* false: the column is null, and the others count.  What is no list of applicants is told with the entry */
 static bool
-from_list(const FiniField *field, HeapTuple tuple, TupleDesc desc, int column, List **problems, List **documents)
+from_list(FiniField *field, HeapTuple tuple, TupleDesc desc, int column, List **problems, List **documents)
 {
 	bool		isnull;
 	Datum		value = SPI_getbinval(tuple, desc, column, &isnull);
 	Jsonb	   *list;
+	char	   *text;
+	bool		fits;
 
 	if (isnull)
 		return false;
-	if (field->type == JSONBOID)
-		list = DatumGetJsonbP(value);
-	else
-	{
-		char	   *text = SPI_getvalue(tuple, desc, column);
-
-		list = fini_jsonb_read(text, strlen(text));
-	}
+	text = fini_entry_limited_text(field, value, false, &fits);
+	if (!fits)
+		return true;
+	list = field->type == JSONBOID ? DatumGetJsonbP(value) : fini_jsonb_read(text, strlen(text));
 	if (list == NULL || !JB_ROOT_IS_ARRAY(list) || JB_ROOT_IS_SCALAR(list))
 		return true;
 	for (uint32 i = 0; i < JB_ROOT_COUNT(list); i++)

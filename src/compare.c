@@ -26,13 +26,17 @@ List *
 fini_compare_entry(const char *members, Size len, const FiniValue *record, bool strict)
 {
 	List	   *differences = NIL;
-	FiniBuffer *text = fini_buffer_create(len + 2);
-	const FiniValue *local;
+	const FiniValue *local = NULL;
 
-	fini_buffer_append(text, "{", 1);
-	fini_buffer_append(text, members, len);
-	fini_buffer_append(text, "}", 1);
-	local = fini_value_read(text->data, text->len);
+	if (members != NULL)
+	{
+		FiniBuffer *text = fini_buffer_create(len + 2);
+
+		fini_buffer_append(text, "{", 1);
+		fini_buffer_append(text, members, len);
+		fini_buffer_append(text, "}", 1);
+		local = fini_value_read(text->data, text->len);
+	}
 	if (local == NULL || record->kind != FINI_VALUE_OBJECT)
 		add_difference(&differences, "", 0, NULL, NULL);
 	else

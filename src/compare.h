@@ -21,9 +21,10 @@ typedef struct FiniDifference
 /*
  * The differences between the members of an entry (without braces, as in
  * FiniRow) and a record, as FiniDifference, each field once; NIL when there
- * are none.  Texts are compared trimmed, as FINI trims; null, empty and absent
- * are the same; what only FINI knows does not count.  Strictly, a field that the
- * record does not show differs; otherwise FINI may keep it and not tell.
+ * are none.  Members that are too large (NULL) differ, by no field's name.
+ * Texts are compared trimmed, as FINI trims; null, empty and absent are the same;
+ * what only FINI knows does not count.  Strictly, a field that the record does not
+ * show differs; otherwise FINI may keep it and not tell.
  */
 extern List *fini_compare_entry(const char *members, Size len, const FiniValue *record, bool strict);
 

@@ -8,7 +8,9 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
+#include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
@@ -28,14 +30,23 @@
 #define MAX_QUANTITY	18		/* digits */
 #define MAX_ENTRY		65536	/* bytes; a thousand of them must fit into one request, and into memory */
 
+/* a value of this many bytes has more than MAX_ENTRY as text, whatever its type: a number of two bytes has a dozen in jsonb */
+#define MAX_VALUE		(16 * MAX_ENTRY)
+
 struct FiniEntryMaker
 {
 	FiniSecretPool *entries;
 	FiniBuffer *entry;			/* the one that is being built */
 	FiniBuffer *applicant;
 	FiniRow    *row;			/* its row */
+	bool		too_large;
+	MemoryContext work;			/* of what one row takes */
 };
 
+static void append_fields(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool *nulls);
+static char *column_text(FiniEntryMaker *maker, FiniField *field, Datum value, bool isnull);
+static void too_large(FiniEntryMaker *maker);
+static char *output_text(FiniField *field, Datum value);
 static void append_field(FiniEntryMaker *maker, FiniField *field, const char *text);
 static void append_applicant(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool *nulls);
 static void append_id_list(FiniEntryMaker *maker, FiniField *field, Datum value);
@@ -56,70 +67,40 @@ fini_entry_maker_create(void)
 	maker->entries = fini_secret_pool_create();
 	maker->entry = fini_buffer_create(1024);
 	maker->applicant = fini_buffer_create(512);
+	maker->work = AllocSetContextCreate(CurrentMemoryContext, "fini entry", ALLOCSET_DEFAULT_SIZES);
 	return maker;
 }
 
 void
 fini_entry_build(FiniEntryMaker *maker, FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
 {
-	ListCell   *cell;
-	int			column = -1;
+	MemoryContext old = MemoryContextSwitchTo(maker->work);
 	Datum	   *values = palloc(sizeof(Datum) * desc->natts);
 	bool	   *nulls = palloc(sizeof(bool) * desc->natts);
-	bool		has_quantity = false;
-	bool		has_firm = false;
-	const char *extra = NULL;
 
 	heap_deform_tuple(tuple, desc, values, nulls);
 	row->found = true;
 	maker->row = row;
+	maker->too_large = false;
 	fini_buffer_truncate(maker->entry, 0);
-	row->ipo_id = "";
-	foreach(cell, source->fields)
+	append_fields(maker, source, values, nulls);
+	if (maker->entry->len > MAX_ENTRY)
+		too_large(maker);
+	if (!maker->too_large)
 	{
-		FiniField  *field = lfirst(cell);
-		char	   *text;
-
-		column++;
-		if (field->kind == FINI_FIELD_PERSONAL || field->kind == FINI_FIELD_ID_LIST)
-			continue;			/* together, below */
-		text = fini_entry_column_text(field, values[column], nulls[column]);
-		switch (field->kind)
-		{
-			case FINI_FIELD_IPO_ID:
-				row->ipo_id = text != NULL ? text : "";
-				append_field(maker, field, text);
-				break;
-			case FINI_FIELD_QUANTITY:
-				has_quantity = true;
-				append_quantity(maker, text);
-				break;
-			case FINI_FIELD_EXTRA:
-				extra = text;
-				break;
-			case FINI_FIELD_FIRM_ID:
-				has_firm = true;
-				fini_entry_append(maker->entry, "firmID", text != NULL ? text : fini_guc_firm_id);
-				break;
-			default:
-				append_field(maker, field, text);
-				break;
-		}
+		row->entry = fini_secret_pool_copy(maker->entries, maker->entry->data, maker->entry->len);
+		row->entry_len = maker->entry->len;
 	}
-	append_applicant(maker, source, values, nulls);
-	if (!has_quantity)
-		append_quantity(maker, NULL);
-	if (!has_firm)
-		fini_entry_append(maker->entry, "firmID", fini_guc_firm_id);
-	if (extra != NULL)
-		append_extra(maker, source, extra);
-
-	row->entry = fini_secret_pool_copy(maker->entries, maker->entry->data, maker->entry->len);
-	row->entry_len = maker->entry->len;
 
 	/* one entry that cannot be sent must not hold up a whole batch */
 	if (row->problem == NULL)
 		check_sealable(row);
+
+	MemoryContextSwitchTo(old);
+	row->ipo_id = pstrdup(row->ipo_id);
+	if (row->problem != NULL)
+		row->problem_text = pstrdup(row->problem_text);
+	MemoryContextReset(maker->work);
 }
 
 char *
@@ -138,6 +119,20 @@ fini_entry_column_text(FiniField *field, Datum value, bool isnull)
 		fmgr_info_cxt(output, &field->output, GetMemoryChunkContext(field));
 	}
 	return OutputFunctionCall(&field->output, value);
+}
+
+char *
+fini_entry_limited_text(FiniField *field, Datum value, bool isnull, bool *fits)
+{
+	char	   *text = NULL;
+
+	*fits = true;
+	if (isnull)
+		return NULL;
+	if (field->length != -1 || toast_raw_datum_size(value) <= MAX_VALUE)
+		text = output_text(field, value);
+	*fits = text != NULL && strlen(text) <= MAX_ENTRY;
+	return *fits ? text : NULL;
 }
 
 void
@@ -171,6 +166,103 @@ fini_entry_append_element(FiniBuffer *dst, const char *value)
 	if (dst->len > 0)
 		fini_buffer_append_char(dst, ',');
 	fini_json_append_string(dst, value, strlen(value));
+}
+
+static void
+append_fields(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool *nulls)
+{
+	ListCell   *cell;
+	int			column = -1;
+	bool		has_quantity = false;
+	bool		has_firm = false;
+	const char *extra = NULL;
+
+	maker->row->ipo_id = "";
+	foreach(cell, source->fields)
+	{
+		FiniField  *field = lfirst(cell);
+		char	   *text;
+
+		column++;
+		if (field->kind == FINI_FIELD_PERSONAL || field->kind == FINI_FIELD_ID_LIST)
+			continue;			/* together, below */
+		text = column_text(maker, field, values[column], nulls[column]);
+		switch (field->kind)
+		{
+			case FINI_FIELD_IPO_ID:
+				maker->row->ipo_id = text != NULL ? text : "";
+				append_field(maker, field, text);
+				break;
+			case FINI_FIELD_QUANTITY:
+				has_quantity = true;
+				append_quantity(maker, text);
+				break;
+			case FINI_FIELD_EXTRA:
+				extra = text;
+				break;
+			case FINI_FIELD_FIRM_ID:
+				has_firm = true;
+				fini_entry_append(maker->entry, "firmID", text != NULL ? text : fini_guc_firm_id);
+				break;
+			default:
+				append_field(maker, field, text);
+				break;
+		}
+	}
+	append_applicant(maker, source, values, nulls);
+	if (!has_quantity)
+		append_quantity(maker, NULL);
+	if (!has_firm)
+		fini_entry_append(maker->entry, "firmID", fini_guc_firm_id);
+	if (extra != NULL)
+		append_extra(maker, source, extra);
+}
+
+static char *
+column_text(FiniEntryMaker *maker, FiniField *field, Datum value, bool isnull)
+{
+	bool		fits;
+	char	   *text = fini_entry_limited_text(field, value, isnull, &fits);
+
+	if (!fits)
+		too_large(maker);
+	return text;
+}
+
+static void
+too_large(FiniEntryMaker *maker)
+{
+	maker->too_large = true;
+	problem(maker->row, "unsealable", "the entry is larger than 64 kB");
+}
+
+/*
+ * NULL when the text is beyond what PostgreSQL has room for: a small jsonb can
+ * hold many a number with a large exponent, which is written out.  Output
+ * functions of PostgreSQL's own types leave nothing behind that would have to
+ * be rolled back.
+ */
+static char *
+output_text(FiniField *field, Datum value)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char	   *volatile text = NULL;
+
+	if (field->length != -1 || field->type == TEXTOID || field->type == VARCHAROID || field->type >= FirstNormalObjectId)
+		return fini_entry_column_text(field, value, false);
+	PG_TRY();
+	{
+		text = fini_entry_column_text(field, value, false);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (geterrcode() != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return text;
 }
 
 static void
@@ -229,7 +321,7 @@ append_applicant(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool 
 		}
 		if (field->kind == FINI_FIELD_PERSONAL)
 		{
-			text = fini_entry_column_text(field, values[column], nulls[column]);
+			text = column_text(maker, field, values[column], nulls[column]);
 			anything |= text != NULL && text[0] != '\0';
 			fini_entry_append(applicant, field->name, text);
 		}
@@ -249,9 +341,12 @@ append_applicant(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool 
 static void
 append_id_list(FiniEntryMaker *maker, FiniField *field, Datum value)
 {
-	const char *text = fini_entry_column_text(field, value, false);
-	Jsonb	   *json = field->type == JSONBOID ? DatumGetJsonbP(value) : fini_jsonb_read(text, strlen(text));
+	const char *text = column_text(maker, field, value, false);
+	Jsonb	   *json;
 
+	if (text == NULL)
+		return;
+	json = field->type == JSONBOID ? DatumGetJsonbP(value) : fini_jsonb_read(text, strlen(text));
 	if (json == NULL || !is_list_of_objects(json))
 		problem(maker->row, "bad_id_list", "the id_list is no array of applicants");
 	else if (JB_ROOT_COUNT(json) == 0)
@@ -372,11 +467,6 @@ check_sealable(FiniRow *row)
 	Size		len;
 	bool		nested = false;
 
-	if (row->entry_len > MAX_ENTRY)
-	{
-		problem(row, "unsealable", "the entry is larger than 64 kB");
-		return;
-	}
 	utf8 = fini_encoding_to_utf8(row->entry, row->entry_len, &len);
 	if (utf8 == NULL)
 	{

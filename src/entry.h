@@ -20,13 +20,17 @@ extern FiniEntryMaker *fini_entry_maker_create(void);
 
 /*
  * Build the entry of a row whose columns come in the order of source->fields.
- * What else it makes lives in CurrentMemoryContext.  Raises no error for what the
- * row holds: a problem becomes row->problem.
+ * What else the row points to lives in CurrentMemoryContext, and is small however
+ * large the row is.  Raises no error for what it holds: a problem becomes
+ * row->problem.
  */
 extern void fini_entry_build(FiniEntryMaker *maker, FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
 
 /* a column's value as its type's output function has it; NULL for null */
 extern char *fini_entry_column_text(FiniField *field, Datum value, bool isnull);
+
+/* the same for what users write; NULL, and it does not fit, when it is larger than an entry may be: then it is not even fetched */
+extern char *fini_entry_limited_text(FiniField *field, Datum value, bool isnull, bool *fits);
 
 /* append "name":"value" (value in JSON quotes), with a comma before it unless it is the first */
 extern void fini_entry_append(FiniBuffer *dst, const char *name, const char *value);

@@ -245,8 +245,7 @@ judge_record(FiniReconcile *run, const RecordPage *page, int i, Findings *findin
 		if (findings->seen == NULL)
 			findings->seen = palloc(sizeof(int64) * page->n);
 		findings->seen[findings->nseen++] = standing->id;
-		if (row->entry != NULL)
-			differences = fini_compare_entry(row->entry, row->entry_len, record, false);
+		differences = fini_compare_entry(row->entry, row->entry_len, record, false);
 		foreach(cell, differences)
 			add_candidate(findings, "field_differs", own_ref, record_id, lfirst(cell), standing->id);
 		run->matched += differences == NIL;

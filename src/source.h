@@ -46,6 +46,7 @@ typedef struct FiniField
 	FiniFieldKind kind;
 	AttrNumber	attnum;
 	Oid			type;			/* base type */
+	int16		length;			/* of its values in bytes; -1: each has its own */
 	FmgrInfo	output;			/* looked up at its first use */
 } FiniField;
 
@@ -75,7 +76,7 @@ typedef struct FiniRow
 	bool		found;
 	ItemPointerData tid;		/* where it was; invalid where that says nothing */
 	const char *ipo_id;
-	const char *entry;			/* the entry's members without braces: "ipoID":…,… */
+	const char *entry;			/* the entry's members without braces: "ipoID":…,…; NULL: too large */
 	Size		entry_len;
 	bool		has_json;		/* parts of it are the user's JSON */
 	const char *problem;		/* NULL: fine; else a local error code */

@@ -206,6 +206,7 @@ add_field(FiniSource *source, Relation rel, const char *name, const char *column
 	field->kind = fini_source_field_kind(name);
 	field->attnum = column_number(rel, column);
 	field->type = getBaseType(TupleDescAttr(RelationGetDescr(rel), field->attnum - 1)->atttypid);
+	field->length = TupleDescAttr(RelationGetDescr(rel), field->attnum - 1)->attlen;
 	if (field->kind == FINI_FIELD_OWN_REF)
 	{
 		source->own_ref = field;

@@ -237,6 +237,46 @@ subtest 'a table that has lost a column, or itself' => sub {
 	is($fini->sql('select fini_state from broken'), 'accepted', 'mended, it goes');
 };
 
+subtest 'rows of any size' => sub {
+	$fini->sql(q{select fini.create_subscription_table('large'); select fini.attach('large'); select fini.pause('test')});
+	my $large = sub {
+		my ($ref, $n, %change) = @_;
+		my %row = (full_name_eng => q{'A'}, extra => 'null', %change);
+		$fini->sql(qq{insert into large (own_ref, ipo_id, app_quantity, id_type, id_num, full_name_eng, extra)
+			select '$ref' || g, '1234', 1, 'PASSPORT', 'P$ref' || g, $row{full_name_eng}, $row{extra} from generate_series(1, $n) g});
+	};
+	my $settled = sub {
+		my ($ref) = @_;
+		$fini->sql('select fini.resume()');
+		$fini->wait_done;
+		return $fini->sql(qq{select string_agg(k || ' ' || o || ' ' || n, ', ' order by k, o) from (select translate(own_ref, '0123456789', '') k,
+			coalesce(error_code, state) o, count(*) n from fini.submission where own_ref ~ '^$ref' group by 1, 2) x});
+	};
+
+	# many at once take no more memory than one
+	my $peak = sub { return slurp_file("/proc/$worker/status") =~ /^VmHWM:\s+(\d+) kB/m ? $1 : die 'no VmHWM' };
+	my $before = $peak->();
+	$large->('m.small', 20);
+	$large->('m.large', 60, full_name_eng => q{repeat('x', 8000000)});
+	$large->('m.list', 30, extra => q{jsonb_build_object('x', repeat('x', 8000000))});
+	is($settled->('m'), 'm.large unsealable 60, m.list unsealable 30, m.small accepted 20', 'each for itself');
+	cmp_ok($peak->() - $before, '<', 200_000, 'in little memory');
+
+	# an update that makes a row too large is no change, and reconciling tells
+	$fini->sql(q{update large set extra = jsonb_build_object('x', repeat('x', 70000)) where own_ref = 'm.small7'});
+	is($settled->('m.small7'), 'm.small accepted 1, m.small unsealable 1', 'a change');
+	$fini->sql(q{select fini.reconcile('large', '1234')});
+	is($fini->sql(q{select string_agg(kind || ' ' || own_ref || ' "' || field || '"', ', ') from fini.discrepancy where own_ref ~ '^m.small'}),
+		'field_differs m.small7 ""', 'the row is not what stands at FINI');
+
+	# what would be beyond what PostgreSQL has room for, once it is JSON or text
+	$fini->sql(q{select fini.pause('test')});
+	$large->('x.small', 20);
+	$large->('x.escapes', 1, full_name_eng => q{repeat(chr(1), 200000000)});
+	$large->('x.number', 1, extra => q{(select jsonb_object_agg(i, '1e100000'::numeric) from generate_series(1, 12000) i)});
+	is($settled->('x'), 'x.escapes unsealable 1, x.number unsealable 1, x.small accepted 20', 'each for itself');
+};
+
 subtest 'databases in other encodings' => sub {
 	query(insert('applications', [ 'latin é', { full_name_eng => q{U&'Ren\00E9 \00DF \00A0'} } ]), database => 'latin');
 	# bytes that are no UTF-8, and bytes that are
