@@ -10,13 +10,17 @@
  * executor.  Relations are opened and locked each time.
  *
  * Indexes that need an expression, a condition or anything else that is not
- * known here are filled by the executor's own function.
+ * known here are filled by the executor's own function, with the search_path
+ * pinned: functions of somebody's may run.
  */
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/hash.h"
+#include "access/nbtree.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/namespace.h"
@@ -33,6 +37,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "identity.h"
 #include "outbox_append.h"
 #include "outbox_store.h"
 
@@ -87,6 +92,7 @@ static void find(void);
 static void describe(Known *table, Relation rel);
 static bool takes_new_rows(const IndexInfo *info, bool is_queue);
 static bool describe_index(KnownIndex *index, Relation rel, IndexInfo *info);
+static bool has_own_functions(Relation rel);
 static void open_indexes(Opened *table);
 static void make_slots(Opened *table, int n);
 static void close_table(Opened *table, int n);
@@ -110,8 +116,13 @@ fini_append(Oid relid, const char *operation, int n, char **own_refs, char **ipo
 	Oid			sequence;
 	Opened		submission;
 	Opened		queue;
+	FiniIdentity saved;
+	bool		plain;
 
 	open_tables(&submission, &queue);
+	plain = submission.known.plain && queue.known.plain;
+	if (!plain)
+		fini_identity_enter_extension(&saved);
 	sequence = known.sequence;
 	make_slots(&submission, at_once);
 	make_slots(&queue, at_once);
@@ -134,6 +145,8 @@ fini_append(Oid relid, const char *operation, int n, char **own_refs, char **ipo
 			MemoryContextReset(rows);
 		CHECK_FOR_INTERRUPTS();
 	}
+	if (!plain)
+		fini_identity_leave(&saved);
 	MemoryContextSwitchTo(context);
 	close_table(&queue, at_once);
 	close_table(&submission, at_once);
@@ -287,7 +300,18 @@ describe_index(KnownIndex *index, Relation rel, IndexInfo *info)
 	index->unique = info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO;
 	return info->ii_Predicate == NIL && info->ii_Expressions == NIL && info->ii_ExclusionOps == NULL &&
 		(!info->ii_Unique || rel->rd_index->indimmediate) &&
-		(rel->rd_rel->relam == BTREE_AM_OID || rel->rd_rel->relam == HASH_AM_OID);
+		(rel->rd_rel->relam == BTREE_AM_OID || rel->rd_rel->relam == HASH_AM_OID) && !has_own_functions(rel);
+}
+
+/* are its keys compared, or hashed, by functions that are not PostgreSQL's? */
+static bool
+has_own_functions(Relation rel)
+{
+	bool		own = false;
+
+	for (AttrNumber i = 1; i <= IndexRelationGetNumberOfKeyAttributes(rel); i++)
+		own |= index_getprocid(rel, i, rel->rd_rel->relam == HASH_AM_OID ? HASHSTANDARD_PROC : BTORDER_PROC) >= FirstNormalObjectId;
+	return own;
 }
 
 static void

@@ -186,6 +186,20 @@ subtest 'triggers within triggers, other formats and other rights' => sub {
 	like(error_of(q{insert into applications (own_ref, ipo_id) values ('r1', '1234')}), qr/applications_pkey/, 'an own_ref that is there');
 	like(error_of(q{select * from fini.submission}), qr/permission denied/, 'no rights are left over');
 	is($session->query_safe('select current_user'), 'clerk', 'after an error, too');
+	# functions of somebody's indexes run with our rights, so not with the user's search_path
+	$fini->sql(q{create function public.keyed(text) returns text immutable language plpgsql as $$ begin return lower($1); end $$;
+		create function public.compared(text, text) returns integer immutable language plpgsql as $$ begin return lower('-1')::int * bttextcmp($2, $1); end $$;
+		create operator class public.text_compared for type text using btree as operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, operator 5 >, function 1 public.compared(text, text)});
+	$session->query_safe(q{create function trap.lower(text) returns text language plpgsql immutable as
+		$$ begin perform set_config('trap.who', current_user, false); return pg_catalog.lower($1); end $$});
+	for my $key ('public.keyed(state)', 'state public.text_compared')
+	{
+		$fini->sql("create index somebodys on fini.submission ($key)");
+		$session->query_safe(q{select set_config('trap.who', 'nobody', false)});
+		$session->query_safe(insert(2));
+		is($session->query_safe(q{select current_setting('trap.who')}), 'nobody', "an index on $key");
+		$fini->sql('drop index fini.somebodys');
+	}
 	$session->query_safe('reset role; reset search_path');
 	$session->query_safe(insert(1));
 	is($fini->sql(qq{select count(*) from fini.submission where relation = 'applications'::regclass and state = 'queued'}), $rows, 'all are queued');
