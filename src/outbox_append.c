@@ -16,8 +16,6 @@
 #include "postgres.h"
 
 #include "access/genam.h"
-#include "access/hash.h"
-#include "access/nbtree.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/transam.h"
@@ -303,14 +301,14 @@ describe_index(KnownIndex *index, Relation rel, IndexInfo *info)
 		(rel->rd_rel->relam == BTREE_AM_OID || rel->rd_rel->relam == HASH_AM_OID) && !has_own_functions(rel);
 }
 
-/* are its keys compared, or hashed, by functions that are not PostgreSQL's? */
+/* are its keys compared, or hashed, by functions that are not PostgreSQL's?  They are the first of both access methods */
 static bool
 has_own_functions(Relation rel)
 {
 	bool		own = false;
 
 	for (AttrNumber i = 1; i <= IndexRelationGetNumberOfKeyAttributes(rel); i++)
-		own |= index_getprocid(rel, i, rel->rd_rel->relam == HASH_AM_OID ? HASHSTANDARD_PROC : BTORDER_PROC) >= FirstNormalObjectId;
+		own |= index_getprocid(rel, i, 1) >= FirstNormalObjectId;
 	return own;
 }
 
