@@ -31,7 +31,7 @@
 #define MAX_ENTRY		65536	/* bytes; a thousand of them must fit into one request, and into memory */
 
 /* a value of this many bytes has more than MAX_ENTRY as text, whatever its type: a number of two bytes has a dozen in jsonb */
-#define MAX_VALUE		(16 * MAX_ENTRY)
+#define MAX_VALUE		((Size) 16 * MAX_ENTRY)
 
 struct FiniEntryMaker
 {
