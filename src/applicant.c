@@ -12,7 +12,6 @@
 #include <openssl/evp.h>
 
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
@@ -35,9 +34,9 @@ typedef struct Applicant
 	const char *name_chi;
 } Applicant;
 
-static void check_row(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents);
-static void from_columns(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents);
-static bool from_list(FiniField *field, HeapTuple tuple, TupleDesc desc, int column, List **problems, List **documents);
+static void check_row(FiniSource *source, const Datum *values, const bool *nulls, List **problems, List **documents);
+static void from_columns(FiniSource *source, const Datum *values, const bool *nulls, List **problems, List **documents);
+static bool from_list(FiniField *field, Datum value, bool isnull, List **problems, List **documents);
 static void check_applicant(const Applicant *applicant, List **problems, List **documents);
 static void note(List **problems, const Applicant *applicant, const FiniProblem *problem);
 static void add_document(const Applicant *applicant, bool is_hkid, List **problems, List **documents);
@@ -50,7 +49,7 @@ static void make_digest(const char *type, const char *country, const char *numbe
 
 /* however large the row is, what comes back is small */
 void
-fini_applicant_check(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents)
+fini_applicant_check(FiniSource *source, const Datum *values, const bool *nulls, List **problems, List **documents)
 {
 	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "fini applicants", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(work);
@@ -58,7 +57,7 @@ fini_applicant_check(FiniSource *source, HeapTuple tuple, TupleDesc desc, List *
 	List	   *all_documents = NIL;
 	ListCell   *cell;
 
-	check_row(source, tuple, desc, &all_problems, &all_documents);
+	check_row(source, values, nulls, &all_problems, &all_documents);
 	MemoryContextSwitchTo(old);
 	if (problems != NULL)
 	{
@@ -100,35 +99,33 @@ fini_applicant_has_document(List *documents, const FiniDocument *document)
 }
 
 static void
-check_row(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents)
+check_row(FiniSource *source, const Datum *values, const bool *nulls, List **problems, List **documents)
 {
 	ListCell   *cell;
-	int			column = 0;
+	int			column = -1;
 
 	foreach(cell, source->fields)
 	{
 		FiniField  *field = lfirst(cell);
 
 		column++;
-		if (field->kind == FINI_FIELD_ID_LIST && from_list(field, tuple, desc, column, problems, documents))
+		if (field->kind == FINI_FIELD_ID_LIST && from_list(field, values[column], nulls[column], problems, documents))
 			return;
 	}
-	from_columns(source, tuple, desc, problems, documents);
+	from_columns(source, values, nulls, problems, documents);
 }
 
 static void
-from_columns(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problems, List **documents)
+from_columns(FiniSource *source, const Datum *values, const bool *nulls, List **problems, List **documents)
 {
 	Applicant	applicant = {0};
 	ListCell   *cell;
-	int			column = 0;
+	int			column = -1;
 
 	foreach(cell, source->fields)
 	{
 		FiniField  *field = lfirst(cell);
 		const char **member;
-		Datum		value;
-		bool		isnull;
 		bool		fits;
 
 		column++;
@@ -138,8 +135,7 @@ from_columns(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problem
 			strcmp(field->name, "idCountryJurisdiction") == 0 ? &applicant.country :
 			strcmp(field->name, "idNum") == 0 ? &applicant.id :
 			strcmp(field->name, "fullNameEng") == 0 ? &applicant.name_eng : &applicant.name_chi;
-		value = SPI_getbinval(tuple, desc, column, &isnull);
-		*member = trimmed(fini_entry_limited_text(field, value, isnull, &fits));
+		*member = trimmed(fini_entry_limited_text(field, values[column], nulls[column], &fits));
 		/* what is too large is told with the entry, too */
 		if (!fits)
 			return;
@@ -151,10 +147,8 @@ from_columns(FiniSource *source, HeapTuple tuple, TupleDesc desc, List **problem
 
 /* false: the column is null, and the others count.  What is no list of applicants is told with the entry */
 static bool
-from_list(FiniField *field, HeapTuple tuple, TupleDesc desc, int column, List **problems, List **documents)
+from_list(FiniField *field, Datum value, bool isnull, List **problems, List **documents)
 {
-	bool		isnull;
-	Datum		value = SPI_getbinval(tuple, desc, column, &isnull);
 	Jsonb	   *list;
 	char	   *text;
 	bool		fits;

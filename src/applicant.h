@@ -12,8 +12,6 @@
 
 #include "postgres.h"
 
-#include "access/htup.h"
-#include "access/tupdesc.h"
 #include "nodes/pg_list.h"
 
 #include "source.h"
@@ -32,12 +30,12 @@ typedef struct FiniProblem
 } FiniProblem;
 
 /*
- * The problems of the applicants of a row whose columns come in the order of
+ * The problems of the applicants of a row whose values come in the order of
  * source->fields, as a List of FiniProblem; and their documents, as a List of
  * FiniDocument.  Either pointer may be NULL.  Both live in
  * CurrentMemoryContext.  Raises no error for what the row holds.
  */
-extern void fini_applicant_check(FiniSource *source, HeapTuple tuple, TupleDesc desc,
+extern void fini_applicant_check(FiniSource *source, const Datum *values, const bool *nulls,
 								 List **problems, List **documents);
 
 /* is the document in the list? */

@@ -56,6 +56,16 @@
 #define fini_compat_owns_relation(relid)	pg_class_ownercheck((relid), GetUserId())
 #endif
 
+/* May the current user look up things in the schema? */
+#include "catalog/pg_namespace.h"
+
+#if PG_VERSION_NUM >= 160000
+#define fini_compat_may_use_schema(schema) \
+	(object_aclcheck(NamespaceRelationId, (schema), GetUserId(), ACL_USAGE) == ACLCHECK_OK)
+#else
+#define fini_compat_may_use_schema(schema)	(pg_namespace_aclcheck((schema), GetUserId(), ACL_USAGE) == ACLCHECK_OK)
+#endif
+
 /* Wait events with names of their own, from 17 on. */
 #include "utils/wait_event.h"
 

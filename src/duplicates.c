@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -331,13 +332,16 @@ fill_from_rows(void *arg, FiniSource *source, SPITupleTable *rows, int n)
 	char	  **own_refs = palloc(sizeof(char *) * n);
 	List	  **documents = palloc(sizeof(List *) * n);
 	FiniStanding *standings = palloc(sizeof(FiniStanding) * n);
+	Datum	   *values = palloc(sizeof(Datum) * rows->tupdesc->natts);
+	bool	   *nulls = palloc(sizeof(bool) * rows->tupdesc->natts);
 	FiniIdentity saved;
 
 	fini_identity_enter_owner(&saved, source->owner);
 	for (int i = 0; i < n; i++)
 	{
 		own_refs[i] = SPI_getvalue(rows->vals[i], rows->tupdesc, 1);
-		fini_applicant_check(source, rows->vals[i], rows->tupdesc, NULL, &documents[i]);
+		heap_deform_tuple(rows->vals[i], rows->tupdesc, values, nulls);
+		fini_applicant_check(source, values, nulls, NULL, &documents[i]);
 	}
 	fini_identity_leave(&saved);
 	fini_standing_read(source->relid, n, own_refs, standings);

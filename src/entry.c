@@ -9,7 +9,6 @@
 #include "postgres.h"
 
 #include "access/detoast.h"
-#include "access/htup_details.h"
 #include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
@@ -43,12 +42,12 @@ struct FiniEntryMaker
 	MemoryContext work;			/* of what one row takes */
 };
 
-static void append_fields(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool *nulls);
+static void append_fields(FiniEntryMaker *maker, FiniSource *source, const Datum *values, const bool *nulls);
 static char *column_text(FiniEntryMaker *maker, FiniField *field, Datum value, bool isnull);
 static void too_large(FiniEntryMaker *maker);
 static char *output_text(FiniField *field, Datum value);
 static void append_field(FiniEntryMaker *maker, FiniField *field, const char *text);
-static void append_applicant(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool *nulls);
+static void append_applicant(FiniEntryMaker *maker, FiniSource *source, const Datum *values, const bool *nulls);
 static void append_id_list(FiniEntryMaker *maker, FiniField *field, Datum value);
 static void append_extra(FiniEntryMaker *maker, FiniSource *source, const char *text);
 static bool is_own_field(FiniSource *source, const JsonbValue *name);
@@ -72,13 +71,10 @@ fini_entry_maker_create(void)
 }
 
 void
-fini_entry_build(FiniEntryMaker *maker, FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
+fini_entry_build(FiniEntryMaker *maker, FiniSource *source, const Datum *values, const bool *nulls, FiniRow *row)
 {
 	MemoryContext old = MemoryContextSwitchTo(maker->work);
-	Datum	   *values = palloc(sizeof(Datum) * desc->natts);
-	bool	   *nulls = palloc(sizeof(bool) * desc->natts);
 
-	heap_deform_tuple(tuple, desc, values, nulls);
 	row->found = true;
 	maker->row = row;
 	maker->too_large = false;
@@ -169,7 +165,7 @@ fini_entry_append_element(FiniBuffer *dst, const char *value)
 }
 
 static void
-append_fields(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool *nulls)
+append_fields(FiniEntryMaker *maker, FiniSource *source, const Datum *values, const bool *nulls)
 {
 	ListCell   *cell;
 	int			column = -1;
@@ -298,7 +294,7 @@ append_field(FiniEntryMaker *maker, FiniField *field, const char *text)
 
 /* idList: from the id_list column where it holds something, else from the five columns */
 static void
-append_applicant(FiniEntryMaker *maker, FiniSource *source, Datum *values, bool *nulls)
+append_applicant(FiniEntryMaker *maker, FiniSource *source, const Datum *values, const bool *nulls)
 {
 	ListCell   *cell;
 	FiniBuffer *applicant = maker->applicant;

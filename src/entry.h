@@ -8,9 +8,6 @@
 
 #include "postgres.h"
 
-#include "access/htup.h"
-#include "access/tupdesc.h"
-
 #include "source.h"
 
 /* what entries are made with, for any number of rows; it and their entries live in the context it was made in */
@@ -19,12 +16,12 @@ typedef struct FiniEntryMaker FiniEntryMaker;
 extern FiniEntryMaker *fini_entry_maker_create(void);
 
 /*
- * Build the entry of a row whose columns come in the order of source->fields.
+ * Build the entry of a row whose values come in the order of source->fields.
  * What else the row points to lives in CurrentMemoryContext, and is small however
  * large the row is.  Raises no error for what it holds: a problem becomes
  * row->problem.
  */
-extern void fini_entry_build(FiniEntryMaker *maker, FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
+extern void fini_entry_build(FiniEntryMaker *maker, FiniSource *source, const Datum *values, const bool *nulls, FiniRow *row);
 
 /* a column's value as its type's output function has it; NULL for null */
 extern char *fini_entry_column_text(FiniField *field, Datum value, bool isnull);

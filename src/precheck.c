@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
@@ -200,6 +201,8 @@ take_rows(void *arg, FiniSource *source, SPITupleTable *rows, int n)
 	Precheck   *check = arg;
 	bool		asked = source->relid == check->relid;
 	FiniEntryMaker *maker = fini_entry_maker_create();
+	Datum	   *values = palloc(sizeof(Datum) * rows->tupdesc->natts);
+	bool	   *nulls = palloc(sizeof(bool) * rows->tupdesc->natts);
 	FiniIdentity saved;
 
 	/* output functions are the table's owner's affair */
@@ -211,15 +214,16 @@ take_rows(void *arg, FiniSource *source, SPITupleTable *rows, int n)
 		List	   *documents;
 		ListCell   *cell;
 
+		heap_deform_tuple(rows->vals[i], rows->tupdesc, values, nulls);
 		if (asked)
 		{
 			FiniRow		row = {0};
 
-			fini_entry_build(maker, source, rows->vals[i], rows->tupdesc, &row);
+			fini_entry_build(maker, source, values, nulls, &row);
 			if (row.problem != NULL)
 				add_finding(check, own_ref, row.problem, row.problem_text);
 		}
-		fini_applicant_check(source, rows->vals[i], rows->tupdesc, &problems, &documents);
+		fini_applicant_check(source, values, nulls, &problems, &documents);
 		foreach(cell, problems)
 		{
 			FiniProblem *problem = lfirst(cell);

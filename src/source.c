@@ -22,6 +22,7 @@
 #include "identity.h"
 #include "outbox.h"
 #include "source.h"
+#include "source_fetch.h"
 #include "source_place.h"
 #include "textmap.h"
 
@@ -29,13 +30,14 @@
 static Oid	writing_to = InvalidOid;
 static int	writing_at_depth = 0;
 
-static ArrayType *typed_array(const FiniField *field, int n, const char *const *texts);
-static void check_applicants(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row);
-static void problem(FiniRow *row, const char *code, const char *text);
-static void write_by_own_ref(FiniSource *source, int n, const FiniOutcome *outcomes);
-static int	trigger_depth(void);
-static HTAB *index_by_own_ref(int n, const char *const *own_refs);
-static void append_assignment(StringInfo sql, const char *column, const char *alias);
+/* rows that are being read */
+typedef struct Reading
+{
+	FiniSource *source;
+	FiniRow    *rows;
+	FiniEntryMaker *maker;
+	MemoryContext into;
+} Reading;
 
 typedef struct OwnRefIndex
 {
@@ -43,86 +45,30 @@ typedef struct OwnRefIndex
 	int			index;
 } OwnRefIndex;
 
+static ArrayType *typed_array(const FiniField *field, int n, const char *const *texts);
+static void read_by_statement(Reading *reading, int n, const char *const *own_refs);
+static void take_row(void *arg, int i, const Datum *values, const bool *nulls, const ItemPointerData *tid);
+static void check_applicants(FiniSource *source, const Datum *values, const bool *nulls, FiniRow *row);
+static void problem(FiniRow *row, const char *code, const char *text);
+static void write_by_own_ref(FiniSource *source, int n, const FiniOutcome *outcomes);
+static int	trigger_depth(void);
+static HTAB *index_by_own_ref(int n, const char *const *own_refs);
+static void append_assignment(StringInfo sql, const char *column, const char *alias);
+
 void
 fini_source_read(FiniSource *source, int n, const char *const *own_refs, FiniRow *rows,
 				 MemoryContext into)
 {
-	StringInfoData sql;
+	MemoryContext old = MemoryContextSwitchTo(into);
+	Reading		reading = {source, rows, fini_entry_maker_create(), into};
 	FiniIdentity saved;
-	ListCell   *cell;
-	HTAB	   *index;
-	const char **possible;
-	FiniEntryMaker *maker;
-	MemoryContext old;
-	int			count = 0;
-	Oid			types[1];
-	Datum		args[1];
-	int			rc;
 
-	memset(rows, 0, sizeof(FiniRow) * n);
-	index = index_by_own_ref(n, own_refs);
-
-	initStringInfo(&sql);
-	foreach(cell, source->fields)
-	{
-		FiniField  *field = lfirst(cell);
-
-		appendStringInfo(&sql, "%s%s", cell == list_head(source->fields) ? "SELECT " : ", ",
-						 quote_identifier(field->column));
-	}
-	/* a place says nothing without its partition */
-	if (!source->partitioned)
-		appendStringInfoString(&sql, ", ctid");
-	appendStringInfo(&sql, " FROM %s WHERE %s = ANY ($1)", source->table,
-					 quote_identifier(source->own_ref->column));
-
-	types[0] = get_array_type(source->own_ref->type);
-	possible = palloc(sizeof(char *) * Max(1, n));
-	for (int i = 0; i < n; i++)
-	{
-		/* what FINI has under an own_ref need not be one of this table's type */
-		if (fini_source_is_possible(source->own_ref->type, own_refs[i]))
-			possible[count++] = own_refs[i];
-	}
-	args[0] = PointerGetDatum(typed_array(source->own_ref, count, possible));
-
-	old = MemoryContextSwitchTo(into);
-	maker = fini_entry_maker_create();
 	MemoryContextSwitchTo(old);
-
+	memset(rows, 0, sizeof(FiniRow) * n);
 	fini_identity_enter_owner(&saved, source->owner);
-	rc = fini_outbox_execute_kept(sql.data, 1, types, args);
-	if (rc != SPI_OK_SELECT)
-		elog(ERROR, "could not read table %s: %s", source->table, SPI_result_code_string(rc));
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		char	   *own_ref = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
-		OwnRefIndex *found = own_ref ? fini_textmap_find(index, own_ref) : NULL;
-
-		if (found != NULL)
-		{
-			FiniRow    *row = &rows[found->index];
-			bool		isnull;
-
-			MemoryContextSwitchTo(into);
-			/* which of the two was meant cannot be told, and what stands at FINI is known by own_ref alone */
-			if (row->found)
-				problem(row, "own_ref_twice", "another row, in another partition of the table, has the same own_ref");
-			else
-			{
-				fini_entry_build(maker, source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row);
-				if (!source->partitioned)
-					row->tid = *(ItemPointer) DatumGetPointer(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
-																			SPI_tuptable->tupdesc->natts, &isnull));
-				if (source->documents)
-					check_applicants(source, SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row);
-			}
-			MemoryContextSwitchTo(old);
-		}
-	}
-	SPI_freetuptable(SPI_tuptable);
+	if (!fini_source_fetch(source, n, own_refs, take_row, &reading))
+		read_by_statement(&reading, n, own_refs);
 	fini_identity_leave(&saved);
-	hash_destroy(index);
 }
 
 char *
@@ -270,6 +216,89 @@ fini_source_is_write_back(Oid relid)
 	return relid == writing_to && trigger_depth() == writing_at_depth + 1;
 }
 
+/* what source_fetch.c leaves */
+static void
+read_by_statement(Reading *reading, int n, const char *const *own_refs)
+{
+	FiniSource *source = reading->source;
+	HTAB	   *index = index_by_own_ref(n, own_refs);
+	const char **possible = palloc(sizeof(char *) * Max(1, n));
+	StringInfoData sql;
+	ListCell   *cell;
+	Datum	   *values;
+	bool	   *nulls;
+	int			natts;
+	int			count = 0;
+	Oid			types[1] = {get_array_type(source->own_ref->type)};
+	Datum		args[1];
+	int			rc;
+
+	initStringInfo(&sql);
+	foreach(cell, source->fields)
+	{
+		FiniField  *field = lfirst(cell);
+
+		appendStringInfo(&sql, "%s%s", cell == list_head(source->fields) ? "SELECT " : ", ",
+						 quote_identifier(field->column));
+	}
+	/* a place says nothing without its partition */
+	if (!source->partitioned)
+		appendStringInfoString(&sql, ", ctid");
+	appendStringInfo(&sql, " FROM %s WHERE %s = ANY ($1)", source->table,
+					 quote_identifier(source->own_ref->column));
+	for (int i = 0; i < n; i++)
+	{
+		/* what FINI has under an own_ref need not be one of this table's type */
+		if (fini_source_is_possible(source->own_ref->type, own_refs[i]))
+			possible[count++] = own_refs[i];
+	}
+	args[0] = PointerGetDatum(typed_array(source->own_ref, count, possible));
+
+	rc = fini_outbox_execute_kept(sql.data, 1, types, args);
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "could not read table %s: %s", source->table, SPI_result_code_string(rc));
+	natts = SPI_tuptable->tupdesc->natts;
+	values = palloc(sizeof(Datum) * natts);
+	nulls = palloc(sizeof(bool) * natts);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *own_ref = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+		OwnRefIndex *found = own_ref ? fini_textmap_find(index, own_ref) : NULL;
+		FiniRow    *row;
+
+		if (found == NULL)
+			continue;
+		row = &reading->rows[found->index];
+		/* which of the two was meant cannot be told, and what stands at FINI is known by own_ref alone */
+		if (row->found)
+		{
+			problem(row, "own_ref_twice", "another row, in another partition of the table, has the same own_ref");
+			continue;
+		}
+		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, values, nulls);
+		take_row(reading, found->index, values, nulls,
+				 source->partitioned ? NULL : (ItemPointer) DatumGetPointer(values[natts - 1]));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	hash_destroy(index);
+}
+
+/* tid: NULL where that says nothing */
+static void
+take_row(void *arg, int i, const Datum *values, const bool *nulls, const ItemPointerData *tid)
+{
+	Reading    *reading = arg;
+	FiniRow    *row = &reading->rows[i];
+	MemoryContext old = MemoryContextSwitchTo(reading->into);
+
+	fini_entry_build(reading->maker, reading->source, values, nulls, row);
+	if (tid != NULL)
+		row->tid = *tid;
+	if (reading->source->documents)
+		check_applicants(reading->source, values, nulls, row);
+	MemoryContextSwitchTo(old);
+}
+
 /* texts as an array of the field's type */
 static ArrayType *
 typed_array(const FiniField *field, int n, const char *const *texts)
@@ -316,11 +345,11 @@ fini_source_is_possible(Oid type, const char *own_ref)
 }
 
 static void
-check_applicants(FiniSource *source, HeapTuple tuple, TupleDesc desc, FiniRow *row)
+check_applicants(FiniSource *source, const Datum *values, const bool *nulls, FiniRow *row)
 {
 	List	   *problems;
 
-	fini_applicant_check(source, tuple, desc, &problems, &row->documents);
+	fini_applicant_check(source, values, nulls, &problems, &row->documents);
 	row->prechecked = source->precheck;
 	if (source->precheck && row->problem == NULL && problems != NIL)
 	{
