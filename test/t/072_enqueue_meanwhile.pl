@@ -116,6 +116,28 @@ subtest 'in the middle of a transaction' => sub {
 	$fini->sql('drop index fini.slow, fini.inner_two');
 };
 
+subtest 'an index that is being built' => sub {
+	for my $build (q{create index concurrently slow on fini.queue (id, ipo_id)}, q{reindex index concurrently fini.submission_pkey})
+	{
+		my ($writer, $reader, $builder) = map { $node->background_psql('postgres') } 1 .. 3;
+		my $phase = sub { return qq{select count(*) > 0 from pg_stat_progress_create_index where phase = '$_[0]'} };
+
+		$reader->query_safe('begin isolation level repeatable read; select count(*) from pg_class');
+		$writer->query_safe('begin; ' . insert(1));
+		$builder->query_until(qr/begun/, "\\echo begun\n$build;\n");
+		$fini->wait_for($phase->('waiting for writers before build'), 'an index that takes no rows yet');
+		$session->query_safe(insert(1));
+		$writer->query_safe('commit');
+		$fini->wait_for($phase->('waiting for old snapshots'), 'an index that takes rows, and has all that were there');
+		$session->query_safe(insert(2));
+		$reader->query_safe('commit');
+		$builder->query_safe('select 1');
+		$_->quit for $writer, $reader, $builder;
+		agree($build);
+	}
+	$fini->sql('drop index fini.slow');
+};
+
 subtest 'what is not there any more is named, and the session goes on when it is back' => sub {
 	for my $case (
 		[ 'alter table fini.queue rename ipo_id to other', qr/lacks its column ipo_id of table queue/ ],
