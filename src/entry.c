@@ -17,6 +17,7 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/numeric.h"
 
 #include "compat.h"
 #include "encoding.h"
@@ -46,6 +47,7 @@ static void append_fields(FiniEntryMaker *maker, FiniSource *source, const Datum
 static char *column_text(FiniEntryMaker *maker, FiniField *field, Datum value, bool isnull);
 static void too_large(FiniEntryMaker *maker);
 static char *output_text(FiniField *field, Datum value);
+static bool numbers_fit(Jsonb *json);
 static void append_field(FiniEntryMaker *maker, FiniField *field, const char *text);
 static void append_applicant(FiniEntryMaker *maker, FiniSource *source, const Datum *values, const bool *nulls);
 static void append_id_list(FiniEntryMaker *maker, FiniField *field, Datum value);
@@ -125,7 +127,7 @@ fini_entry_limited_text(FiniField *field, Datum value, bool isnull, bool *fits)
 	*fits = true;
 	if (isnull)
 		return NULL;
-	if (field->length != -1 || toast_raw_datum_size(value) <= MAX_VALUE)
+	if (field->length != -1 || (toast_raw_datum_size(value) <= MAX_VALUE && (field->type != JSONBOID || numbers_fit(DatumGetJsonbP(value)))))
 		text = output_text(field, value);
 	*fits = text != NULL && strlen(text) <= MAX_ENTRY;
 	return *fits ? text : NULL;
@@ -233,10 +235,9 @@ too_large(FiniEntryMaker *maker)
 }
 
 /*
- * NULL when the text is beyond what PostgreSQL has room for: a small jsonb can
- * hold many a number with a large exponent, which is written out.  Output
- * functions of PostgreSQL's own types leave nothing behind that would have to
- * be rolled back.
+ * NULL when the text is beyond what PostgreSQL has room for.  Output functions
+ * of PostgreSQL's own types leave nothing behind that would have to be rolled
+ * back.
  */
 static char *
 output_text(FiniField *field, Datum value)
@@ -259,6 +260,28 @@ output_text(FiniField *field, Datum value)
 	}
 	PG_END_TRY();
 	return text;
+}
+
+/* a small jsonb can hold many a number with a large exponent, and all of them are written out */
+static bool
+numbers_fit(Jsonb *json)
+{
+	JsonbIterator *it = JsonbIteratorInit(&json->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	Size		len = 0;
+
+	while (len <= MAX_ENTRY && (token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		if ((token == WJB_VALUE || token == WJB_ELEM) && value.type == jbvNumeric)
+		{
+			char	   *digits = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
+
+			len += strlen(digits);
+			pfree(digits);
+		}
+	}
+	return len <= MAX_ENTRY;
 }
 
 static void
