@@ -25,7 +25,8 @@ sub build
 	my $config = _pg_config();
 	chomp(my $include = `$config --includedir-server`);
 	(my $name = $source) =~ s/\.c$//;
-	my $library = "$PostgreSQL::Test::Utils::tmp_check/$name.so";
+	# of its own for each test: to write one that another's server has mapped would pull it from under its feet
+	my $library = "$PostgreSQL::Test::Utils::tmp_check/$name-$$.so";
 
 	PostgreSQL::Test::Utils::system_or_bail($ENV{CC} // 'cc', qw(-shared -fPIC -O1 -g -Wall -Werror -D_GNU_SOURCE),
 		"-I$include", "-I$here/../../src", '-o', $library, "$folder/$source", @arguments);
