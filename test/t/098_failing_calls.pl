@@ -96,8 +96,16 @@ sub sweep
 {
 	my ($what, $family, %opt) = @_;
 	my $name = "$what, $family" . ($opt{all_after} ? ' and all after it' : '');
-	my ($rc, $out, $err) = $fini->try_sql("set statement_timeout = '60s'; call sweep('$name', $families{$family}, \$s\$$statements{$what}\$s\$, "
-		  . ($opt{all_after} ? 'true' : 'false') . ')', timeout => 600);
+	my ($rc, $out, $err);
+	for my $attempt (1 .. 8)
+	{
+		($rc, $out, $err) = $fini->try_sql("set statement_timeout = '60s'; call sweep('$name', $families{$family}, \$s\$$statements{$what}\$s\$, "
+			  . ($opt{all_after} ? 'true' : 'false') . ')', timeout => 600);
+		# OpenSSL from 3.2 on keeps decoders of keys for as long as the process lives: also one that it was putting together when memory
+		# failed, and that knows no key any more. Nobody can make it forget that one; another session does not have it.
+		last unless $rc && $opt{all_after} && $err =~ /digital envelope routines::decode error/;
+		note "OpenSSL has kept a decoder that is not complete (attempt $attempt)";
+	}
 	is($rc, 0, "$name: the backend lives") or diag $err;
 	my ($calls, $bytes, $files) = split /\|/, $fini->sql("select calls, heap, files from measured where what = '$name' and pass = 2"), -1;
 	my $answers = $fini->sql("select string_agg(state || ':' || n, ' ' order by state) from (select state, count(*) n from outcome where what = '$name' group by 1) o");
