@@ -31,6 +31,12 @@
 #define FIRST_ROOM			((Size) 16 * 1024)
 
 /*
+ * What libcurl sends passes through a buffer of 64 kB, made for each request
+ * and cleansed as a whole.  Without a body the least that libcurl takes will do.
+ */
+#define HEADERS_ROOM		16384L
+
+/*
  * Gateways drop idle connections after a while of their own, and a request
  * sent into that moment ends in doubt; so do not use old ones.
  */
@@ -172,7 +178,7 @@ fini_transfer_destroy(FiniTransfer *transfer)
 		fini_secret_cleanse(header->data, strlen(header->data));
 	curl_slist_free_all(transfer->headers);
 	if (transfer->data != NULL)
-		fini_secret_cleanse(transfer->data, transfer->size);
+		fini_secret_cleanse(transfer->data, transfer->len);
 	free(transfer->data);
 	free(transfer);
 }
@@ -231,6 +237,8 @@ set_options(FiniTransfer *transfer, const FiniHttpRequest *req, bool fresh_conne
 		SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) req->body_len);
 		SET(CURLOPT_POSTFIELDS, req->body);
 	}
+	else
+		SET(CURLOPT_UPLOAD_BUFFERSIZE, HEADERS_ROOM);
 	SET(CURLOPT_HTTPHEADER, transfer->headers);
 	SET(CURLOPT_USERAGENT, "fini-postgresql/1.0");
 
@@ -362,7 +370,7 @@ make_room(FiniTransfer *transfer, Size len)
 	if (transfer->data != NULL)
 	{
 		memcpy(data, transfer->data, transfer->len);
-		fini_secret_cleanse(transfer->data, transfer->size);
+		fini_secret_cleanse(transfer->data, transfer->len);
 		free(transfer->data);
 	}
 	transfer->data = data;
