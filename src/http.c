@@ -114,8 +114,10 @@ fini_http_running(void)
 void
 fini_http_reset(void)
 {
-	if (initialised)
-		fini_loop_close_connections();
+	if (!initialised)
+		return;
+	fini_handle_forget();
+	fini_loop_close_connections();
 }
 
 int64
@@ -204,6 +206,7 @@ process_exits(int code, Datum arg)
 
 	while ((transfer = fini_loop_find(NULL)) != NULL)
 		end_transfer(transfer);
+	fini_handle_forget();
 	fini_loop_close();
 }
 

@@ -2,7 +2,7 @@
  * http_private.h
  *		What the parts of the transport share: http.c (interface),
  *		http_loop.c (event loop), http_sockets.c (what it waits for),
- *		http_transfer.c (one transfer).
+ *		http_transfer.c (one transfer), http_handle.c (libcurl's handles).
  *
  * All of it belongs to one process.  A transfer is our side of one request:
  * malloc'd, since libcurl's callbacks write to it and must not raise errors,
@@ -56,11 +56,21 @@ typedef struct FiniTransfer
 	CURLcode	result;			/* then */
 } FiniTransfer;
 
+/* set an option of "easy" unless one before it failed, as "rc" says */
+#define SET(option, value) \
+	do { if (rc == CURLE_OK) rc = curl_easy_setopt(easy, option, value); } while (0)
+
+/* http_handle.c */
+extern CURL *fini_handle_open(const FiniHttpRequest *req, CURLcode *problem);
+extern void fini_handle_close(CURL *easy, bool well);
+extern void fini_handle_forget(void);
+
 /* http_transfer.c */
 extern FiniTransfer *fini_transfer_create(FiniHttpRequest *req, bool fresh_connection);
 extern bool fini_transfer_begin_anew(FiniTransfer *transfer);
 extern void fini_transfer_complete(FiniTransfer *transfer);
 extern void fini_transfer_destroy(FiniTransfer *transfer);
+extern CURLcode fini_transfer_set_callbacks(CURL *easy);
 extern curl_socket_t fini_transfer_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address);
 extern int	fini_transfer_close_socket(void *arg, curl_socket_t fd);
 

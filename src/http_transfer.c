@@ -1,6 +1,6 @@
 /*
  * http_transfer.c
- *		One HTTP transfer: its options, its callbacks, and what became of it.
+ *		One HTTP transfer: its request, its callbacks, and what became of it.
  *
  * Whether a request may have been processed is decided by one fact: whether
  * libcurl has begun to send it.  It calls us just before it does
@@ -19,7 +19,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <openssl/ssl.h>
 #include <openssl/x509_vfy.h>
 
 #include "http_private.h"
@@ -36,19 +35,9 @@
  */
 #define HEADERS_ROOM		16384L
 
-/*
- * Gateways drop idle connections after a while of their own, and a request
- * sent into that moment ends in doubt; so do not use old ones.
- */
-#define MAX_IDLE_S			30L
-#define MAX_CONNECTION_AGE_S	600L	/* then look at the certificate again */
-#define MAX_CA_CACHE_S		60L
-
 static bool add_header(FiniTransfer *transfer, const char *header);
 static CURLcode set_options(FiniTransfer *transfer, const FiniHttpRequest *req, bool fresh_connection);
-static CURLcode set_tls_options(CURL *easy);
-static CURLcode harden_tls(CURL *easy, void *context, void *arg);
-static CURLcode set_callbacks(FiniTransfer *transfer);
+static CURLcode set_pointers(CURL *easy, FiniTransfer *transfer, struct curl_slist *headers);
 static size_t write_body(char *data, size_t size, size_t count, void *arg);
 static bool make_room(FiniTransfer *transfer, Size len);
 static size_t read_header(char *data, size_t size, size_t count, void *arg);
@@ -58,10 +47,6 @@ static bool has_something_to_read(curl_socket_t fd);
 static void describe_failure(const FiniTransfer *transfer, char *dst, Size size);
 static FiniHttpFailure failure_of(const FiniTransfer *transfer);
 static bool names_setting(const char *message);
-
-/* set an option unless one before it failed */
-#define SET(option, value) \
-	do { if (rc == CURLE_OK) rc = curl_easy_setopt(easy, option, value); } while (0)
 
 /* a transfer ready to be added to the loop; raises an error when out of memory */
 FiniTransfer *
@@ -85,7 +70,7 @@ fini_transfer_create(FiniHttpRequest *req, bool fresh_connection)
 
 	/* no errors from here on */
 	transfer = calloc(1, sizeof(FiniTransfer));
-	ok = transfer != NULL && (transfer->easy = curl_easy_init()) != NULL;
+	ok = transfer != NULL && (transfer->easy = fini_handle_open(req, &rc)) != NULL;
 	if (ok)
 	{
 		transfer->req = req;
@@ -100,6 +85,8 @@ fini_transfer_create(FiniHttpRequest *req, bool fresh_connection)
 	}
 	if (ok)
 		rc = set_options(transfer, req, fresh_connection);
+	else if (rc == CURLE_OK)
+		rc = CURLE_OUT_OF_MEMORY;
 	if (rc != CURLE_OK)
 	{
 		fini_transfer_destroy(transfer);
@@ -173,7 +160,11 @@ fini_transfer_destroy(FiniTransfer *transfer)
 	if (transfer == NULL)
 		return;
 	if (transfer->easy != NULL)
-		curl_easy_cleanup(transfer->easy);
+	{
+		bool		well = transfer->finished && transfer->result == CURLE_OK;
+
+		fini_handle_close(transfer->easy, well && set_pointers(transfer->easy, NULL, NULL) == CURLE_OK);
+	}
 	for (header = transfer->headers; header != NULL; header = header->next)
 		fini_secret_cleanse(header->data, strlen(header->data));
 	curl_slist_free_all(transfer->headers);
@@ -214,6 +205,20 @@ fini_transfer_close_socket(void *arg, curl_socket_t fd)
 	return close(fd);
 }
 
+/* what a handle needs to serve any transfer */
+CURLcode
+fini_transfer_set_callbacks(CURL *easy)
+{
+	CURLcode	rc = CURLE_OK;
+
+	SET(CURLOPT_WRITEFUNCTION, write_body);
+	SET(CURLOPT_HEADERFUNCTION, read_header);
+	SET(CURLOPT_PREREQFUNCTION, before_sending);
+	SET(CURLOPT_OPENSOCKETFUNCTION, fini_transfer_open_socket);
+	SET(CURLOPT_CLOSESOCKETFUNCTION, fini_transfer_close_socket);
+	return rc;
+}
+
 static bool
 add_header(FiniTransfer *transfer, const char *header)
 {
@@ -225,11 +230,12 @@ add_header(FiniTransfer *transfer, const char *header)
 	return true;
 }
 
+/* what is this request's; the rest its handle has */
 static CURLcode
 set_options(FiniTransfer *transfer, const FiniHttpRequest *req, bool fresh_connection)
 {
 	CURL	   *easy = transfer->easy;
-	CURLcode	rc = set_tls_options(easy);
+	CURLcode	rc = CURLE_OK;
 
 	SET(CURLOPT_URL, req->url);
 	if (req->body != NULL)
@@ -239,103 +245,27 @@ set_options(FiniTransfer *transfer, const FiniHttpRequest *req, bool fresh_conne
 	}
 	else
 		SET(CURLOPT_UPLOAD_BUFFERSIZE, HEADERS_ROOM);
-	SET(CURLOPT_HTTPHEADER, transfer->headers);
-	SET(CURLOPT_USERAGENT, "fini-postgresql/1.0");
-
-	/* nothing but this one exchange: no redirects, no other protocol, nothing from environment or home */
-	SET(CURLOPT_FOLLOWLOCATION, 0L);
-	SET(CURLOPT_PROTOCOLS_STR, "https");
-	SET(CURLOPT_REDIR_PROTOCOLS_STR, "https");
-	SET(CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
-	SET(CURLOPT_PROXY, fini_guc_proxy);
-	SET(CURLOPT_NOPROXY, "");
-	SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-	SET(CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
-	SET(CURLOPT_NOSIGNAL, 1L);
-	SET(CURLOPT_QUICK_EXIT, 1L);
-
-	SET(CURLOPT_TCP_NODELAY, 1L);
-	SET(CURLOPT_TCP_KEEPALIVE, 1L);
-	SET(CURLOPT_MAXAGE_CONN, MAX_IDLE_S);
-	SET(CURLOPT_MAXLIFETIME_CONN, MAX_CONNECTION_AGE_S);
 	SET(CURLOPT_FRESH_CONNECT, fresh_connection ? 1L : 0L);
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long) fini_guc_connect_timeout);
 	SET(CURLOPT_TIMEOUT_MS, (long) (req->timeout_ms > 0 ? req->timeout_ms : fini_guc_request_timeout));
 	SET(CURLOPT_MAXFILESIZE_LARGE, (curl_off_t) transfer->max);
-
 	if (rc == CURLE_OK)
-		rc = set_callbacks(transfer);
+		rc = set_pointers(easy, transfer, transfer->headers);
 	return rc;
 }
 
+/* to what goes with the transfer; NULL: to nothing, as the handle outlives it */
 static CURLcode
-set_tls_options(CURL *easy)
+set_pointers(CURL *easy, FiniTransfer *transfer, struct curl_slist *headers)
 {
 	CURLcode	rc = CURLE_OK;
 
-	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-	SET(CURLOPT_SSL_VERIFYPEER, 1L);
-	SET(CURLOPT_SSL_VERIFYHOST, 2L);
-	SET(CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-	SET(CURLOPT_PROXY_SSL_VERIFYPEER, 1L);
-	SET(CURLOPT_PROXY_SSL_VERIFYHOST, 2L);
-	SET(CURLOPT_SSL_SESSIONID_CACHE, 0L);	/* every connection looks at the certificate */
-	SET(CURLOPT_CA_CACHE_TIMEOUT, MAX_CA_CACHE_S);
-	if (fini_guc_ca_file[0] != '\0')
-	{
-		/* these authorities alone: the system's directory would count beside the file */
-		SET(CURLOPT_CAINFO, fini_guc_ca_file);
-		SET(CURLOPT_CAPATH, NULL);
-		SET(CURLOPT_PROXY_CAINFO, fini_guc_ca_file);
-		SET(CURLOPT_PROXY_CAPATH, NULL);
-	}
-	if (fini_guc_client_cert_file[0] != '\0')
-		SET(CURLOPT_SSLCERT, fini_guc_client_cert_file);
-	if (fini_guc_client_key_file[0] != '\0')
-	{
-		SET(CURLOPT_SSLKEY, fini_guc_client_key_file);
-		SET(CURLOPT_KEYPASSWD, ""); /* never ask on a terminal */
-	}
-	if (fini_guc_pinned_public_key[0] != '\0')
-		SET(CURLOPT_PINNEDPUBLICKEY, fini_guc_pinned_public_key);
-
-	/* where libcurl has another TLS library than OpenSSL, there is no such context */
-	if (rc == CURLE_OK)
-		rc = curl_easy_setopt(easy, CURLOPT_SSL_CTX_FUNCTION, harden_tls);
-	return rc == CURLE_NOT_BUILT_IN || rc == CURLE_UNKNOWN_OPTION ? CURLE_OK : rc;
-}
-
-/*
- * libcurl's CURLOPT_SSL_CTX_FUNCTION.  A connection is what it was when its
- * certificate was looked at: a server that wants to negotiate anew, perhaps
- * with another one, loses it.  And what has been decrypted does not stay in
- * OpenSSL's buffers.  Nor is a record read before it is wanted, as newer versions
- * of libcurl would have it: has_something_to_read could not see it there.
- */
-static CURLcode
-harden_tls(CURL *easy, void *context, void *arg)
-{
-	SSL_CTX_set_read_ahead((SSL_CTX *) context, 0);
-	(void) SSL_CTX_set_options((SSL_CTX *) context, SSL_OP_NO_RENEGOTIATION | SSL_OP_CLEANSE_PLAINTEXT);
-	return CURLE_OK;
-}
-
-static CURLcode
-set_callbacks(FiniTransfer *transfer)
-{
-	CURL	   *easy = transfer->easy;
-	CURLcode	rc = CURLE_OK;
-
-	SET(CURLOPT_ERRORBUFFER, transfer->message);
-	SET(CURLOPT_WRITEFUNCTION, write_body);
+	SET(CURLOPT_HTTPHEADER, headers);
+	SET(CURLOPT_ERRORBUFFER, transfer != NULL ? transfer->message : NULL);
 	SET(CURLOPT_WRITEDATA, transfer);
-	SET(CURLOPT_HEADERFUNCTION, read_header);
 	SET(CURLOPT_HEADERDATA, transfer);
-	SET(CURLOPT_PREREQFUNCTION, before_sending);
 	SET(CURLOPT_PREREQDATA, transfer);
-	SET(CURLOPT_OPENSOCKETFUNCTION, fini_transfer_open_socket);
 	SET(CURLOPT_OPENSOCKETDATA, transfer);
-	SET(CURLOPT_CLOSESOCKETFUNCTION, fini_transfer_close_socket);
 	return rc;
 }
 

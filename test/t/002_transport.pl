@@ -296,6 +296,33 @@ my $body = '{"data":[]}';
 	is(scalar events($from, 'request'), 2, '... without sending anything twice');
 }
 
+# ---------------------------------------------------------------- one after another
+{
+	# what one was asked to do, or how it ended, is not the next one's
+	my $from = position();
+	my @results = results(psql(join '; ', query([ "$url/ok" ]), query([ "$url/ok" ], [$body]), query([ "$url/ok" ]), query([ "$url/status?status=404" ]),
+		query([ "$url/big?n=1001" ], [], 1000), query([ "$url/big?n=1001" ]), query([ "$url/hang" ], [], 0, 300), query([ "$url/slow?ms=600" ]),
+		query([ "$url/drop" ]), query([ "$url/ok", "$url/slow?ms=100", "$url/ok" ]), query([ "$url/ok" ])));
+	is(join(', ', map { $_->{outcome} } @results), 'answered, answered, answered, answered, too large, answered, in doubt, answered, in doubt, ' . join(', ', ('answered') x 4),
+		'each request ends as it would by itself');
+	is(join(' ', map { $_->{status} } @results[ 0 .. 3 ]), '200 200 200 404', '... with its own status');
+	my @requests = events($from, 'request');
+	is(join(' ', map { $_->{method} } @requests[ 0 .. 3 ]), 'GET POST GET GET', '... its own method');
+	is_deeply([ map { $_->{headers}{'content-type'} // 'none' } @requests[ 0 .. 2 ] ], [ 'none', 'application/json', 'none' ], '... its own headers');
+	is(join(' ', map { $json->decode($_->{answer})->{body} } @results[ 0 .. 2 ]), '0 ' . length($body) . ' 0', '... its own body');
+
+	# settings that have nothing to do with the connection
+	@results = results(psql(query([ "$url/slow?ms=600" ]) . "; set fini.request_timeout = 300; " . query([ "$url/slow?ms=600" ]) . "; reset fini.request_timeout; " . query([ "$url/slow?ms=600" ])));
+	is(join(', ', map { $_->{outcome} } @results), 'answered, in doubt, answered', 'a change of a time-out counts for the next request');
+
+	# and those that have
+	$from = position();
+	@results = results(psql(query([ "$url/ok" ]) . "; set fini.proxy = 'http://user:pass\@127.0.0.1:$port->{proxy}'; " . query([ "$url/ok" ]) . "; reset fini.proxy; " . query([ "$url/ok" ])));
+	is(join(', ', map { $_->{outcome} } @results), 'answered, answered, answered', 'a proxy comes and goes');
+	is(scalar events($from, 'connect'), 1, '... and is there for one request');
+	is(scalar(keys %{ { map { $json->decode($_->{answer})->{connection} => 1 } @results } }), 3, '... each on a connection of its own');
+}
+
 # ---------------------------------------------------------------- several at once
 {
 	my $start = time;

@@ -272,6 +272,7 @@ SKIP: {
 	my $session = $fini->node->background_psql('postgres');
 	is($session->query(q{select call_directly('M')}), 11, 'a session calls directly');
 	$session->query(q{select fini.jwks('machine', now() + interval '100 days')});
+	is($session->query(q{select count(*) from (select fini.ipo_refdata('1234') from generate_series(1, 3)) r}), 3, '... and without a body');
 	my $session_pid = $session->query('select pg_backend_pid()');
 	$fini->sql(q{update applications set app_quantity = 400 where own_ref like 'A1%'});
 	$fini->wait_done;
@@ -310,16 +311,20 @@ done_testing();
 sub holds_no_secret
 {
 	my ($title, $memory) = @_;
-	my (%sealed, %keys, %assertions);
+	my (%tokens, %sealed, %keys, %assertions);
 
 	for my $line (split /\n/, slurp_file($captured))
 	{
 		my $request = $json->decode($line);
+		my %headers = map { lc $_ => $request->{headers}{$_} } keys %{ $request->{headers} };
+		$tokens{$1} = 1 if ($headers{authorization} // '') =~ /^Bearer (\S+)/;
 		$assertions{$1} = 1 while $request->{body} =~ /assertion=([\w-]+\.[\w-]+\.[\w-]+)/g;
 		$sealed{$1} = 1 while $request->{body} =~ /%enc_%([\w+\/]{44,}={0,2})/g;
 		$keys{ $request->{key} } = 1 if $request->{key};
 	}
 	cmp_ok(index($memory, 'applications'), '>=', 0, "$title can be searched");
+	# the token is in shared memory, which a core file has
+	is(scalar(grep { index($memory, $_) >= 0 } keys %tokens), 0, "$title holds no token") if $title ne 'the core file';
 	is(holds($memory, @pem), '', "$title holds no line of a key file");
 	is(join(', ', map { $_->[0] } grep { index($memory, $_->[1]) >= 0 } @numbers), '', "$title holds no number of a private key");
 	is(scalar(grep { index($memory, $_) >= 0 } keys %assertions), 0, "$title holds no assertion");
