@@ -126,10 +126,10 @@ fini_call_perform(FiniCall *call, FiniSlotShared *slot)
 		for (;;)
 		{
 			fini_token_wait(slot, access, call->sealed, fini_guc_request_timeout);
-			fini_throttle_wait(&call->ticket, fini_guc_request_timeout);
 
-			/* the throttle may have taken longer than the token lives */
-			if (!fini_token_peek(slot, access, call->sealed))
+			/* the throttle may take longer than the token lives */
+			if (fini_throttle_wait(&call->ticket, fini_guc_request_timeout) &&
+				!fini_token_peek(slot, access, call->sealed))
 			{
 				fini_throttle_cancel(&call->ticket);
 				continue;

@@ -483,7 +483,7 @@ take_ticket(Probe *probe, FiniTicket *ticket)
 	}
 	PG_TRY();
 	{
-		fini_throttle_wait(ticket, (int) ((probe->until_us - fini_monotonic_us()) / 1000));
+		(void) fini_throttle_wait(ticket, (int) ((probe->until_us - fini_monotonic_us()) / 1000));
 	}
 	PG_CATCH();
 	{

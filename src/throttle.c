@@ -199,7 +199,7 @@ fini_throttle_take(FiniThrottleClass class, FiniTicket *ticket)
 	return wait;
 }
 
-void
+bool
 fini_throttle_wait(FiniTicket *ticket, int max_wait_ms)
 {
 	int64		deadline = fini_monotonic_us() + (int64) max_wait_ms * 1000;
@@ -207,7 +207,7 @@ fini_throttle_wait(FiniTicket *ticket, int max_wait_ms)
 	int			company;
 
 	if (wait == 0)
-		return;
+		return false;
 
 	/* from here on the queue lets us go first */
 	LWLockAcquire(throttle_lock, LW_EXCLUSIVE);
@@ -242,6 +242,7 @@ fini_throttle_wait(FiniTicket *ticket, int max_wait_ms)
 		LWLockRelease(throttle_lock);
 	}
 	PG_END_TRY();
+	return true;
 }
 
 void

@@ -44,7 +44,7 @@ extern int64 fini_throttle_take(FiniThrottleClass class, FiniTicket *ticket);
  * Take a ticket, waiting interruptibly.  Raises FINI_ERRCODE_THROTTLED when
  * the wait would pass max_wait_ms.
  */
-extern void fini_throttle_wait(FiniTicket *ticket, int max_wait_ms);
+extern bool fini_throttle_wait(FiniTicket *ticket, int max_wait_ms);
 
 /* the request has ended; the ticket counts for one more window */
 extern void fini_throttle_give_back(FiniTicket *ticket);
