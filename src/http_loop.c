@@ -35,10 +35,12 @@ static CURLM *multi = NULL;
 static dlist_head running = DLIST_STATIC_INIT(running);
 static dlist_head done = DLIST_STATIC_INIT(done);
 static int	transfer_count = 0;
+static bool some_to_add = false;	/* not all that run have been added */
 static int64 timer_due_us = -1; /* -1: none */
 static bool close_when_idle = false;
 
 static int	socket_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
+static void add_transfers(void);
 static void collect_finished(void);
 static void finish(FiniTransfer *transfer, CURLcode result);
 static int	running_count(void);
@@ -117,20 +119,13 @@ fini_loop_needs_fresh_connection(void)
 	return close_when_idle;
 }
 
-/* take over a transfer; raises no error: what cannot start is finished at once */
+/* take over a transfer; raises no error.  libcurl gets it when the loop is driven next, since entering it costs system calls. */
 void
 fini_loop_add(FiniTransfer *transfer)
 {
-	sigset_t	saved;
-	CURLMcode	problem;
-
 	dlist_push_tail(&running, &transfer->node);
 	transfer_count++;
-	enter_libcurl(&saved);
-	problem = curl_multi_add_handle(multi, transfer->easy);
-	if (problem != CURLM_OK)
-		finish(transfer, CURLE_FAILED_INIT);
-	leave_libcurl(&saved);
+	some_to_add = true;
 }
 
 /*
@@ -141,7 +136,7 @@ fini_loop_add(FiniTransfer *transfer)
 void
 fini_loop_remove(FiniTransfer *transfer)
 {
-	if (!transfer->finished)
+	if (transfer->added && !transfer->finished)
 	{
 		sigset_t	saved;
 
@@ -210,9 +205,10 @@ fini_loop_drive(void)
 		return;
 	count = fini_sockets_look();
 	due_us = Min(timer_due_us < 0 ? PG_INT64_MAX : timer_due_us, fini_sockets_closing_due());
-	if (count == 0 && (due_us == PG_INT64_MAX || fini_monotonic_us() < due_us))
+	if (!some_to_add && count == 0 && (due_us == PG_INT64_MAX || fini_monotonic_us() < due_us))
 		return;
 	enter_libcurl(&saved);
+	add_transfers();
 	for (int i = 0; i < count && problem == CURLM_OK; i++)
 	{
 		curl_socket_t fd;
@@ -271,6 +267,27 @@ socket_changed(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_a
 	dlist_foreach(iter, &running)
 		ours |= dlist_container(FiniTransfer, node, iter.cur)->easy == easy;
 	return fini_sockets_changed(fd, what, !ours);
+}
+
+/* with libcurl entered; what cannot start is finished at once */
+static void
+add_transfers(void)
+{
+	dlist_mutable_iter iter;
+
+	if (!some_to_add)
+		return;
+	some_to_add = false;
+	dlist_foreach_modify(iter, &running)
+	{
+		FiniTransfer *transfer = dlist_container(FiniTransfer, node, iter.cur);
+
+		if (transfer->added)
+			continue;
+		transfer->added = true;
+		if (curl_multi_add_handle(multi, transfer->easy) != CURLM_OK)
+			finish(transfer, CURLE_FAILED_INIT);
+	}
 }
 
 static void

@@ -52,6 +52,7 @@ typedef struct FiniTransfer
 	bool		too_late;		/* it was about to send after the time given */
 	char		message[CURL_ERROR_SIZE];
 
+	bool		added;			/* libcurl has it, or had it */
 	bool		finished;		/* libcurl has let go of it */
 	CURLcode	result;			/* then */
 } FiniTransfer;

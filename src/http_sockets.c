@@ -40,6 +40,7 @@ typedef struct LoopSocket
 static LoopSocket *sockets = NULL;
 static struct pollfd *polls = NULL;
 static int	socket_count = 0;
+static bool readable = false;	/* the only one is, as the wait-event set has just said */
 static int	socket_room = 0;
 
 static WaitEventSet *wait_set = NULL;
@@ -95,6 +96,7 @@ fini_sockets_changed(curl_socket_t fd, int what, bool closing)
 {
 	int			i = 0;
 
+	readable = false;
 	while (i < socket_count && sockets[i].fd != fd)
 		i++;
 
@@ -191,6 +193,12 @@ fini_sockets_look(void)
 			((sockets[i].what & CURL_POLL_OUT) ? POLLOUT : 0);
 		polls[i].revents = 0;
 	}
+	if (readable)
+	{
+		readable = false;
+		polls[0].revents = POLLIN;
+		return socket_count;
+	}
 	return socket_count > 0 && poll(polls, socket_count, 0) > 0 ? socket_count : 0;
 }
 
@@ -211,8 +219,11 @@ fini_sockets_wait(long timeout_ms, uint32 wait_event_info)
 	WaitEvent	event;
 
 	prepare_wait_set();
-	return WaitEventSetWait(wait_set, timeout_ms, &event, 1, wait_event_info) == 1 &&
-		(event.events & WL_LATCH_SET) != 0;
+	if (WaitEventSetWait(wait_set, timeout_ms, &event, 1, wait_event_info) != 1)
+		return false;
+	/* one answer is what a session waits for: no need to ask poll(2) as well */
+	readable = socket_count == 1 && sockets[0].what == CURL_POLL_IN && event.events == WL_SOCKET_READABLE;
+	return (event.events & WL_LATCH_SET) != 0;
 }
 
 /* libcurl's multi handle is gone, and waits for nothing */
@@ -220,6 +231,7 @@ void
 fini_sockets_forget(void)
 {
 	socket_count = 0;
+	readable = false;
 	wait_set_stale = true;
 }
 
