@@ -16,10 +16,10 @@
 #include "utils/builtins.h"
 #include "utils/numeric.h"
 
-#include "json.h"
 #include "json_token.h"
 #include "json_value.h"
 #include "jsonb.h"
+#include "secret.h"
 
 /* what is room for at first, and at least: FINI's answers have a value or name for each ten bytes or more */
 #define BYTES_A_VALUE		10
@@ -40,6 +40,10 @@ typedef struct Reader
 	FiniBuffer *meanings;		/* of strings with escapes; it never grows, so they stay where they are; NULL: none yet */
 } Reader;
 
+static Jsonb *make_jsonb(const void *outermost);
+static bool is_composite(const FiniValue *value);
+static void set_scalar(JsonbValue *scalar, const FiniValue *value);
+static Numeric number(const FiniValue *value);
 static bool read_values(Reader *reader);
 static FiniValue *add(Reader *reader, FiniValueKind kind);
 static bool set_string(Reader *reader, FiniValue *value);
@@ -132,9 +136,7 @@ fini_value_scalar(const FiniValue *value, Size *len)
 				if (text[i] >= '0' && text[i] <= '9')
 					continue;
 				/* a sign, a fraction or an exponent: -0 is 0, and 1e2 is 100 */
-				text = DatumGetCString(DirectFunctionCall1(numeric_out,
-														   DirectFunctionCall3(numeric_in, CStringGetDatum(pnstrdup(text, *len)),
-																			   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))));
+				text = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(number(value))));
 				*len = strlen(text);
 				break;
 			}
@@ -167,13 +169,90 @@ fini_value_member_text(const FiniValue *object, const char *name)
 Jsonb *
 fini_value_jsonb(const FiniValue *value)
 {
-	FiniBuffer *text = fini_buffer_create((Size) value->len + 2);
+	return fini_jsonb_make(make_jsonb, value);
+}
 
-	if (value->kind == FINI_VALUE_STRING)
-		fini_json_append_string(text, value->text, value->len);
-	else
-		fini_buffer_append(text, value->text, value->len);
-	return fini_jsonb_read(text->data, text->len);
+/* as jsonb_in does of text, which has been read here already; nothing recurses */
+static Jsonb *
+make_jsonb(const void *outermost)
+{
+	const FiniValue *nest[FINI_JSON_MAX_DEPTH];
+	const FiniValue *value = outermost;
+	int			depth = 0;
+	JsonbParseState *state = NULL;
+	JsonbValue *made;
+	JsonbValue	scalar;
+
+	if (!is_composite(value))
+	{
+		set_scalar(&scalar, value);
+		return JsonbValueToJsonb(&scalar);
+	}
+	do
+	{
+		if (is_composite(value))
+		{
+			CHECK_FOR_INTERRUPTS();
+			made = pushJsonbValue(&state, value->kind == FINI_VALUE_OBJECT ? WJB_BEGIN_OBJECT : WJB_BEGIN_ARRAY, NULL);
+			nest[depth++] = value;
+		}
+		else
+		{
+			set_scalar(&scalar, value);
+			made = pushJsonbValue(&state, value->kind == FINI_VALUE_NAME ? WJB_KEY :
+								  nest[depth - 1]->kind == FINI_VALUE_OBJECT ? WJB_VALUE : WJB_ELEM, &scalar);
+		}
+		value++;
+		for (; depth > 0 && value == nest[depth - 1] + nest[depth - 1]->size; depth--)
+			made = pushJsonbValue(&state, nest[depth - 1]->kind == FINI_VALUE_OBJECT ? WJB_END_OBJECT : WJB_END_ARRAY, NULL);
+	} while (depth > 0);
+	return JsonbValueToJsonb(made);
+}
+
+static bool
+is_composite(const FiniValue *value)
+{
+	return value->kind == FINI_VALUE_OBJECT || value->kind == FINI_VALUE_ARRAY;
+}
+
+/* a name or a value that is not composite, pointing into its text */
+static void
+set_scalar(JsonbValue *scalar, const FiniValue *value)
+{
+	switch (value->kind)
+	{
+		case FINI_VALUE_NAME:
+		case FINI_VALUE_STRING:
+			/* jsonb_in refuses it as well, and pushJsonbValue does not look */
+			if (value->len > JENTRY_OFFLENMASK)
+				ereport(ERROR,
+						(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						 errmsg("string too long to represent as jsonb string")));
+			scalar->type = jbvString;
+			scalar->val.string.val = unconstify(char *, value->text);
+			scalar->val.string.len = (int) value->len;
+			break;
+		case FINI_VALUE_NUMBER:
+			scalar->type = jbvNumeric;
+			scalar->val.numeric = number(value);
+			break;
+		case FINI_VALUE_BOOLEAN:
+			scalar->type = jbvBool;
+			scalar->val.boolean = value->text[0] == 't';
+			break;
+		case FINI_VALUE_NULL:
+		case FINI_VALUE_OBJECT:
+		case FINI_VALUE_ARRAY:
+			scalar->type = jbvNull;
+			break;
+	}
+}
+
+static Numeric
+number(const FiniValue *value)
+{
+	return DatumGetNumeric(DirectFunctionCall3(numeric_in, CStringGetDatum(pnstrdup(value->text, value->len)),
+											   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
 }
 
 /* an object or array that has not ended has in its size which one it is in */

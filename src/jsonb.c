@@ -13,25 +13,32 @@
 #include "compat.h"
 #include "jsonb.h"
 
+static Jsonb *read_text(const void *text);
 static bool is_bounded(const char *json);
 static char *scalar_text(const JsonbValue *value);
 
-/*
- * jsonb_in allocates memory and nothing else, so that its error can be caught
- * without a subtransaction.  The error must not get out: it quotes the text.
- */
 Jsonb *
 fini_jsonb_read(const char *text, Size len)
+{
+	/* jsonb_in takes the encoding for granted; an embedded NUL, invalid too, would hide what follows */
+	if (len > INT_MAX || !pg_verify_mbstr(GetDatabaseEncoding(), text, (int) len, true) || !is_bounded(text))
+		return NULL;
+	return fini_jsonb_make(read_text, text);
+}
+
+/*
+ * Nothing but memory is allocated, so that the error can be caught without a
+ * subtransaction.  It must not get out: it quotes the text.
+ */
+Jsonb *
+fini_jsonb_make(Jsonb *(*make) (const void *arg), const void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Jsonb	   *volatile json = NULL;
 
-	/* jsonb_in takes the encoding for granted; an embedded NUL, invalid too, would hide what follows */
-	if (len > INT_MAX || !pg_verify_mbstr(GetDatabaseEncoding(), text, (int) len, true) || !is_bounded(text))
-		return NULL;
 	PG_TRY();
 	{
-		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
+		json = make(arg);
 	}
 	PG_CATCH();
 	{
@@ -56,6 +63,12 @@ fini_jsonb_field(JsonbContainer *object, const char *name)
 		return NULL;
 	value = getKeyJsonValueFromContainer(object, name, (int) strlen(name), NULL);
 	return value != NULL ? scalar_text(value) : NULL;
+}
+
+static Jsonb *
+read_text(const void *text)
+{
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)));
 }
 
 /*

@@ -21,6 +21,12 @@
  */
 extern Jsonb *fini_jsonb_read(const char *text, Size len);
 
+/*
+ * What make makes of arg, or NULL where that raises an error other than an
+ * interrupt's or for want of memory.  make may do nothing but allocate.
+ */
+extern Jsonb *fini_jsonb_make(Jsonb *(*make) (const void *arg), const void *arg);
+
 /* a field of an object as text: string, number or boolean; NULL when absent, null or composite */
 extern char *fini_jsonb_field(JsonbContainer *object, const char *name);
 
