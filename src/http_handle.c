@@ -3,11 +3,11 @@
  *		libcurl's easy handles: what is the same for all requests, and one
  *		handle that is kept from one request to the next.
  *
- * To make a handle, give it its options and free it takes about as long as
- * all else that we do for a short request.  So one is kept, for a request at a
- * time.  The options given here follow from constants and from the settings of
- * the connection; when these change, fini_handle_forget lets go of the handle.
- * The rest, which http_transfer.c gives, is given anew for each request.
+ * To make a handle, give it its options and free it is a good part of what a
+ * short request costs.  So one is kept, for a request at a time.  The options
+ * given here follow from constants and from the settings of the connection;
+ * when these change, fini_handle_forget lets go of the handle.  The rest, which
+ * http_transfer.c gives, is given anew for each request.
  *
  * A handle that is kept must hold no secret of a request that has ended.  So
  * it is only one that has brought a request without a body to a good end; the
@@ -30,7 +30,7 @@
 #define MAX_CONNECTION_AGE_S	600L	/* then look at the certificate again */
 #define MAX_CA_CACHE_S		60L
 
-/* from 8.7 on a handle keeps the buffer from which it sent headers, as it was */
+/* from 8.7 on, what of the headers could not be sent at once stays behind in a buffer of the handle */
 #define KEEPS_WHAT_IT_SENT	0x080700
 
 static CURL *kept = NULL;		/* it has all options that are given here */
