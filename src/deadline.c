@@ -175,7 +175,7 @@ fini_deadline_stop(FiniSlotShared *slot, FiniFlight *flight)
 	MemoryContextSwitchTo(old);
 	if (!fini_flight_guard(slot, flight, "end what is too late of request", stop_flight, flight))
 	{
-		flight->not_before_us = Max(flight->not_before_us, fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000);
+		flight->not_before_us = Max(flight->not_before_us, fini_trouble_retry_us());
 		/* should the deadline move, what is sent has a payload and the ID that it had */
 		if (flight->call != NULL && flight->call->payload == NULL)
 		{

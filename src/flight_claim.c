@@ -10,7 +10,6 @@
  */
 #include "postgres.h"
 
-#include "mb/pg_wchar.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
@@ -19,6 +18,8 @@
 #include "pace.h"
 #include "settings.h"
 #include "trouble.h"
+
+#define CLAIM	"claim operations"	/* of no group yet */
 
 typedef struct Claim
 {
@@ -53,7 +54,7 @@ fini_flight_queue_is_empty(FiniSlotShared *slot, int64 *next_due_us)
 	/* as good as empty, until it is looked at again */
 	if (!fini_trouble_guard(slot, doing, look_at_queue, &look))
 	{
-		*next_due_us = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
+		*next_due_us = fini_trouble_retry_us();
 		return true;
 	}
 	if (look.empty)
@@ -66,7 +67,7 @@ fini_flight_claim(FiniSlotShared *slot, FiniFlight **dst, int64 *next_due_us)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "fini flight", ALLOCSET_DEFAULT_SIZES);
 	FiniFlight *flight = MemoryContextAllocZero(context, sizeof(FiniFlight));
-	Claim		what = {.slot = slot, .flight = flight, .doing = "claim operations", .next_due_us = PG_INT64_MAX};
+	Claim		what = {.slot = slot, .flight = flight, .doing = CLAIM, .next_due_us = PG_INT64_MAX};
 	bool		done;
 
 	flight->context = context;
@@ -80,8 +81,9 @@ fini_flight_claim(FiniSlotShared *slot, FiniFlight **dst, int64 *next_due_us)
 	else if (flight->batch.count >= batch_limit(flight->batch.operation))
 		fini_pace_backlog(slot, true);
 
+	/* a group that was refused waits, the others need not */
 	if (!done)
-		what.next_due_us = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
+		what.next_due_us = strcmp(what.doing, CLAIM) == 0 ? fini_trouble_retry_us() : fini_monotonic_us();
 	if (!done || !what.claimed)
 		*next_due_us = what.next_due_us == PG_INT64_MAX ? 0 : what.next_due_us;
 	if (done && flight->batch.count > 0)
@@ -121,10 +123,10 @@ claim(void *arg)
 			if (!may_claim(what, group, permission.doubt_below, now))
 				continue;
 			snprintf(doing, sizeof(doing), "claim %s operations of IPO \"%s\"", fini_outbox_operation_name(group->operation), group->ipo_id);
-			doing[pg_mbcliplen(doing, (int) strlen(doing), sizeof(doing) - 1)] = '\0';
+			fini_trouble_clip(doing);
 			if (fini_trouble_waits(doing))
 			{
-				what->next_due_us = Min(what->next_due_us, now + Max(1, fini_trouble_timeout()) * 1000);
+				what->next_due_us = Min(what->next_due_us, fini_trouble_retry_us());
 				continue;
 			}
 			strlcpy(what->doing, doing, sizeof(what->doing));

@@ -5,6 +5,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
@@ -27,6 +28,7 @@ typedef struct Trouble
 static List *troubles = NIL;
 static int	told_sqlstate = 0;	/* of the last line in the log; 0: none since everything went well */
 static int64 told_us = 0;
+static int64 retry_us = 0;		/* of what was refused or found waiting last */
 
 static Trouble *find(const char *work);
 static void note(FiniSlotShared *slot, const char *work, const ErrorData *error);
@@ -37,35 +39,50 @@ static void over(const char *work);
 bool
 fini_trouble_guard(FiniSlotShared *slot, char *work, void (*body) (void *arg), void *arg)
 {
-	MemoryContext old = CurrentMemoryContext;
-	volatile bool done = false;
+	ErrorData  *error;
 
 	if (fini_trouble_waits(work))
 		return false;
+	error = fini_trouble_try(body, arg);
+	if (error != NULL)
+	{
+		note(slot, work, error);
+		FreeErrorData(error);
+		return false;
+	}
+	if (troubles != NIL)
+		over(work);
+	return true;
+}
+
+ErrorData *
+fini_trouble_try(void (*body) (void *arg), void *arg)
+{
+	MemoryContext old = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+
 	PG_TRY();
 	{
 		fini_flight_begin();
 		body(arg);
 		fini_flight_commit();
-		done = true;
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
-
 		MemoryContextSwitchTo(old);
 		error = CopyErrorData();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(old);
-		note(slot, work, error);
-		FreeErrorData(error);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(old);
-	if (done && troubles != NIL)
-		over(work);
-	return done;
+	return error;
+}
+
+void
+fini_trouble_clip(char *work)
+{
+	work[pg_mbcliplen(work, (int) strlen(work), FINI_TROUBLE_NAME - 1)] = '\0';
 }
 
 bool
@@ -73,7 +90,16 @@ fini_trouble_waits(const char *work)
 {
 	Trouble    *trouble = troubles != NIL ? find(work) : NULL;
 
-	return trouble != NULL && fini_monotonic_us() < trouble->not_before_us;
+	if (trouble == NULL || fini_monotonic_us() >= trouble->not_before_us)
+		return false;
+	retry_us = trouble->not_before_us;
+	return true;
+}
+
+int64
+fini_trouble_retry_us(void)
+{
+	return retry_us;
 }
 
 long
@@ -138,6 +164,7 @@ note(FiniSlotShared *slot, const char *work, const ErrorData *error)
 	}
 	trouble->failures++;
 	trouble->not_before_us = now + fini_backoff_us(trouble->failures, MIN_PAUSE_US, MAX_PAUSE_US);
+	retry_us = trouble->not_before_us;
 
 	fini_shared_note_error(slot, psprintf("could not %s: %s (SQLSTATE %s)", work, reason, unpack_sql_state(error->sqlerrcode)));
 	if (error->sqlerrcode == told_sqlstate && now - told_us < TELL_AGAIN_US)

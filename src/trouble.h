@@ -19,15 +19,27 @@
 
 /*
  * Run body(arg) in a transaction of its own, with an SPI connection and a
- * snapshot.  False when the database refused it, or it has to wait since an
+ * snapshot.  The error that ended it, in the current memory context; NULL: it
+ * has been committed.
+ */
+extern ErrorData *fini_trouble_try(void (*body) (void *arg), void *arg);
+
+/*
+ * The same for work that the database can refuse at any time.  False when the database refused it, or it has to wait since an
  * earlier refusal; then what body has changed in memory is the caller's to put
  * right.  work, FINI_TROUBLE_NAME bytes, completes "could not"; body may make
  * it more precise.
  */
 extern bool fini_trouble_guard(FiniSlotShared *slot, char *work, void (*body) (void *arg), void *arg);
 
+/* a name that was cut off ends where a character does */
+extern void fini_trouble_clip(char *work);
+
 /* does work of this name have to wait? */
 extern bool fini_trouble_waits(const char *work);
+
+/* monotonic: when the work that was refused, or found to be waiting, last is worth another try */
+extern int64 fini_trouble_retry_us(void);
 
 /* milliseconds until something need not wait any more, -1: nothing waits */
 extern long fini_trouble_timeout(void);
