@@ -43,7 +43,6 @@ static void read_permission(void *arg);
 static void write_late(void *arg);
 static bool claim(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket);
 static void send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTicket *ticket);
-static void set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message);
 static FiniBuffer *build_payload(FiniFlight *flight);
 
 bool
@@ -428,40 +427,8 @@ send_flight(FiniSlotShared *slot, FiniFlight *flight, FiniAccess *access, FiniTi
 	}
 	PG_END_TRY();
 	if (error != NULL)
-		set_aside(slot, flight, error->message);
+		fini_flight_set_aside(slot, flight, error->message);
 	MemoryContextSwitchTo(old);
-}
-
-/*
- * The payload cannot be sealed.  The texts of such errors are our own and quote
- * no values.  As when FINI refuses a whole request, smaller ones follow until
- * the entry at fault is alone; but not before an earlier copy, of rows that
- * could be sealed, has had its time and been looked for.
- */
-static void
-set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message)
-{
-	strlcpy(flight->call->code, "unsealable", sizeof(flight->call->code));
-	strlcpy(flight->call->message, message, sizeof(flight->call->message));
-	fini_flight_begin();
-	MemoryContextSwitchTo(flight->context);
-	if (flight->doubted && !flight->refused)
-	{
-		flight->refused = true;
-		flight->state = FINI_FLIGHT_DOUBT;
-		flight->not_before_us = fini_monotonic_us() + (int64) fini_guc_request_timeout * 1000;
-		fini_outbox_doubt(&flight->batch, flight->call);
-	}
-	else
-	{
-		fini_flight_refuse(flight);
-		fini_outbox_settle(&flight->batch, NULL);
-		flight->batch.count = 0;
-	}
-	fini_flight_commit();
-	if (flight->batch.count == 0)
-		fini_flight_end(flight);
-	fini_flight_settled(slot);
 }
 
 /* {"data":[{"requestID":"1",…},…]}, entries numbered in the order of the members */

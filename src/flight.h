@@ -33,6 +33,7 @@ typedef struct FiniFlight
 	MemoryContext rows;			/* of rows that were read again; NULL: none */
 	FiniCall   *call;			/* NULL until its payload is built */
 	FiniFlightState state;
+	bool		unread;			/* nobody has looked at the answer yet */
 	int64		not_before_us;
 	int			failures;		/* sendings in a row that were not processed */
 	bool		taken;			/* FINI said 411002: this request ID has been used */
@@ -103,6 +104,9 @@ extern bool fini_flight_is_record_of(const FiniMember *member, FiniOperation ope
 /* for find.c and flight_looked.c, in a transaction: what the members' rows say now, until they are read again */
 extern void fini_flight_read_rows(FiniFlight *flight);
 
+/* for find.c and flight_looked.c: nothing of what a look has found, or read of the rows, is known any more */
+extern void fini_flight_look_again(FiniFlight *flight);
+
 /* for find.c: a look has ended; members that were found have their state, the others were absent */
 extern void fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight);
 
@@ -116,18 +120,17 @@ extern bool fini_flight_claim(FiniSlotShared *slot, FiniFlight **flight, int64 *
 /* and if so, when it is worth another look (0: when something comes) */
 extern bool fini_flight_queue_is_empty(FiniSlotShared *slot, int64 *next_due_us);
 
-/* for flight.c: write what became of a request that was answered; what the database refuses stays unsettled */
+/*
+ * For flight.c: read the answer to a request, and write what became of it; what
+ * the database refuses stays unsettled.
+ */
 extern void fini_flight_conclude(FiniSlotShared *slot, FiniFlight *flight);
 
 /* for flight.c and flight_end.c: the flight whose request this is, NULL when it is none */
 extern FiniFlight *fini_flight_of(const FiniHttpRequest *http);
 
-/*
- * The whole request was refused and nothing processed.  One entry alone is
- * rejected for good; several go again in smaller requests, until those that
- * are at fault are alone.
- */
-extern void fini_flight_refuse(FiniFlight *flight);
+/* for flight.c: the payload cannot be sealed; the message is our own and quotes no values */
+extern void fini_flight_set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message);
 
 /*
  * fini_trouble_guard for what concerns one flight: when it fails, the flight

@@ -7,8 +7,8 @@
  * (then each entry has an outcome), or in doubt (then find.c looks for it, and
  * flight_looked.c has what follows).
  *
- * All of it is one transaction.  Should the database refuse that, the answer is
- * kept, and written when it can be.
+ * All of it is one transaction, after one in which the answer is read.  Should
+ * the database refuse either, the answer is kept, and written when it can be.
  */
 #include "postgres.h"
 
@@ -32,10 +32,14 @@ typedef struct Ending
 	FiniFlight *flight;
 } Ending;
 
+static bool read_answer(FiniSlotShared *slot, FiniFlight *flight);
+static void finish_call(void *arg);
 static void conclude(void *arg);
 static void tell(FiniSlotShared *slot, const FiniCall *call, const FiniEndpointState *endpoint);
 static void take_outcomes(FiniFlight *flight);
 static FiniMember *member_of_entry(FiniFlight *flight, const FiniAnswerEntry *entry);
+static void set_aside(void *arg);
+static void refuse(FiniFlight *flight);
 static void put_back(FiniFlight *flight, const char *code, const char *message);
 static void pause_flight(FiniFlight *flight, FiniEndpointState *endpoint);
 static void give_up_after_limit(FiniFlight *flight);
@@ -44,20 +48,11 @@ bool
 fini_flight_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 {
 	FiniFlight *flight = fini_flight_of(http);
-	MemoryContext old;
 
 	if (flight == NULL)
 		return false;
-
-	/* opening the answer may have to look up an encoding conversion */
-	old = MemoryContextSwitchTo(flight->context);
-	fini_flight_begin();
-	MemoryContextSwitchTo(flight->context);
-	fini_call_finish(flight->call, slot);
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
-	fini_pace_request(slot, &flight->call->ticket);
 	flight->state = FINI_FLIGHT_UNSETTLED;
+	flight->unread = true;
 	fini_flight_conclude(slot, flight);
 	return true;
 }
@@ -71,6 +66,8 @@ fini_flight_conclude(FiniSlotShared *slot, FiniFlight *flight)
 	char		code[sizeof(flight->call->code)];
 	char		message[sizeof(flight->call->message)];
 
+	if (flight->unread && !read_answer(slot, flight))
+		return;
 	memcpy(code, flight->call->code, sizeof(code));
 	memcpy(message, flight->call->message, sizeof(message));
 	if (!fini_flight_guard(slot, flight, "settle request", conclude, &ending))
@@ -114,25 +111,27 @@ fini_flight_guard(FiniSlotShared *slot, FiniFlight *flight, const char *what, vo
 }
 
 /*
- * The whole request was refused and nothing processed.  One entry alone is
- * rejected for good; several go again in smaller requests, until those that
- * are at fault are alone.
+ * As when FINI refuses a whole request, smaller ones follow until the entry at
+ * fault is alone; but not before an earlier copy, of rows that could be sealed,
+ * has had its time and been looked for.
  */
 void
-fini_flight_refuse(FiniFlight *flight)
+fini_flight_set_aside(FiniSlotShared *slot, FiniFlight *flight, const char *message)
 {
-	FiniCall   *call = flight->call;
 	FiniEndpointState *endpoint = fini_flight_endpoint(flight->batch.operation);
+	FiniEndpointState endpoint_before = *endpoint;
 
-	endpoint->batch_limit = Max(1, flight->batch.count / 2);
-	if (flight->batch.count > 1)
-		put_back(flight, call->code, call->message);
-	else
+	strlcpy(flight->call->code, "unsealable", sizeof(flight->call->code));
+	strlcpy(flight->call->message, message, sizeof(flight->call->message));
+	if (!fini_flight_guard(slot, flight, "set aside request", set_aside, flight))
 	{
-		flight->batch.members[0].state = "rejected";
-		flight->batch.members[0].error_code = call->code;
-		flight->batch.members[0].error_message = call->message;
+		*endpoint = endpoint_before;
+		flight->not_before_us = fini_trouble_retry_us();
+		return;
 	}
+	if (flight->batch.count == 0)
+		fini_flight_end(flight);
+	fini_flight_settled(slot);
 }
 
 int64
@@ -152,6 +151,30 @@ fini_flight_keep_open_members(FiniFlight *flight)
 			flight->batch.members[n++] = flight->batch.members[i];
 	}
 	flight->batch.count = n;
+}
+
+/* an answer may be more than there is memory for: false, and it is kept */
+static bool
+read_answer(FiniSlotShared *slot, FiniFlight *flight)
+{
+	char		doing[FINI_TROUBLE_NAME];
+	Ending		ending = {.slot = slot, .flight = flight};
+
+	snprintf(doing, sizeof(doing), "read the answer to request %s", flight->batch.request_id);
+	if (!fini_trouble_guard(slot, doing, finish_call, &ending))
+		return false;
+	fini_pace_request(slot, &flight->call->ticket);
+	flight->unread = false;
+	return true;
+}
+
+static void
+finish_call(void *arg)
+{
+	Ending	   *ending = arg;
+
+	MemoryContextSwitchTo(ending->flight->context);
+	fini_call_finish(ending->flight->call, ending->slot);
 }
 
 /* what the answer, or its absence, means for each member; may be undone and repeated */
@@ -204,7 +227,7 @@ conclude(void *arg)
 				fini_outbox_doubt(&flight->batch, call);
 				break;
 			}
-			fini_flight_refuse(flight);
+			refuse(flight);
 			fini_outbox_settle(&flight->batch, call);
 			flight->batch.count = 0;
 			break;
@@ -341,6 +364,50 @@ member_of_entry(FiniFlight *flight, const FiniAnswerEntry *entry)
 		}
 	}
 	return NULL;
+}
+
+/* may be undone and repeated */
+static void
+set_aside(void *arg)
+{
+	FiniFlight *flight = arg;
+
+	MemoryContextSwitchTo(flight->context);
+	if (flight->doubted && !flight->refused)
+	{
+		flight->refused = true;
+		flight->state = FINI_FLIGHT_DOUBT;
+		flight->not_before_us = fini_monotonic_us() + (int64) fini_guc_request_timeout * 1000;
+		fini_outbox_doubt(&flight->batch, flight->call);
+	}
+	else
+	{
+		refuse(flight);
+		fini_outbox_settle(&flight->batch, NULL);
+		flight->batch.count = 0;
+	}
+}
+
+/*
+ * The whole request was refused and nothing processed.  One entry alone is
+ * rejected for good; several go again in smaller requests, until those that
+ * are at fault are alone.
+ */
+static void
+refuse(FiniFlight *flight)
+{
+	FiniCall   *call = flight->call;
+	FiniEndpointState *endpoint = fini_flight_endpoint(flight->batch.operation);
+
+	endpoint->batch_limit = Max(1, flight->batch.count / 2);
+	if (flight->batch.count > 1)
+		put_back(flight, call->code, call->message);
+	else
+	{
+		flight->batch.members[0].state = "rejected";
+		flight->batch.members[0].error_code = call->code;
+		flight->batch.members[0].error_message = call->message;
+	}
 }
 
 static void

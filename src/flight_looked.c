@@ -39,13 +39,8 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 
 	if (!fini_flight_guard(slot, flight, "settle what was found of request", judge, &look))
 	{
-		/* looked for again; what the rows said may have been thrown away by now */
-		for (int i = 0; i < flight->batch.count; i++)
-		{
-			flight->batch.members[i].state = NULL;
-			memset(&flight->batch.members[i].row, 0, sizeof(FiniRow));
-		}
-		flight->not_before_us = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
+		fini_flight_look_again(flight);
+		flight->not_before_us = fini_trouble_retry_us();
 		return;
 	}
 
@@ -59,6 +54,17 @@ fini_flight_looked(FiniSlotShared *slot, FiniFlight *flight)
 	if (flight->batch.count == 0)
 		fini_flight_end(flight);
 	fini_flight_settled(slot);
+}
+
+void
+fini_flight_look_again(FiniFlight *flight)
+{
+	for (int i = 0; i < flight->batch.count; i++)
+	{
+		/* what the rows said may have been thrown away by now */
+		flight->batch.members[i].state = NULL;
+		memset(&flight->batch.members[i].row, 0, sizeof(FiniRow));
+	}
 }
 
 bool
