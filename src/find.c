@@ -22,23 +22,24 @@
  *
  * Pages that do not end would keep a look going for ever; it is given up and
  * begun again later.
+ *
+ * What the database refuses is asked for again later: a look that it does not
+ * let begin, and a page whose records cannot be judged, though not what they
+ * had shown by then.  Where the records end it need not tell.
  */
 #include "postgres.h"
 
-#include "miscadmin.h"
-#include "utils/builtins.h"
-#include "utils/json.h"
 #include "utils/memutils.h"
 
 #include "backoff.h"
 #include "compat.h"
 #include "error.h"
 #include "find.h"
+#include "find_look.h"
 #include "flight.h"
 #include "query.h"
 #include "settings.h"
 #include "tail.h"
-#include "textmap.h"
 #include "throttle.h"
 #include "token.h"
 #include "trouble.h"
@@ -48,57 +49,26 @@
 #define MAX_FAILURES	3		/* of pages in a row; then from the beginning again */
 #define FAR_AWAY_MS		1000	/* until a token is there, which wakes the worker anyway */
 
-/* members that are looked for, by their own_ref */
-typedef struct Sought
+/* a page that has come */
+typedef struct Arrival
 {
-	const char *own_ref;
-	FiniFlight *flight;
-	FiniMember *member;
-	bool		decided;		/* found, or its record says otherwise */
-} Sought;
-
-typedef enum LookPhase
-{
-	LOOK_RECORDS,
-	LOOK_NEWEST,
-	LOOK_ALL
-} LookPhase;
-
-/* a look for everything that was in doubt for one IPO when it began */
-typedef struct Look
-{
-	MemoryContext context;		/* of all of it */
-	char	   *ipo_id;
-	HTAB	   *sought;
-	int			open;			/* members not decided; of these, adds */
-	int			open_adds;
-	LookPhase	phase;
-	char	  **record_ids;		/* what LOOK_RECORDS asks for, a page of IDs at a time */
-	int			records;
-	int			first_record;	/* of the page */
-	char	   *tail;			/* where LOOK_NEWEST begins; NULL: not known */
-	FiniPages	pages;			/* their cursor is that of the page that comes next, or is under way; "": the first */
-	char	   *ends_at;		/* to be noted for the next look; NULL: nothing */
-	FiniCall   *call;			/* the page under way; NULL: none */
-	int			failures;		/* in a row; they outlive the look's being begun again */
-	int64		not_before_us;
-} Look;
+	FiniSlotShared *slot;
+	FiniLook   *look;
+	bool		ended;			/* and with it the phase */
+} Arrival;
 
 static List *looks = NIL;
 static bool stopped = false;	/* refused for good; until fini.resume */
 
-static Look *look_of(const char *ipo_id);
-static void begin_look(const char *ipo_id, int failures, int64 not_before_us);
-static void seek(Look *look, FiniFlight *flight);
-static void next_phase(Look *look);
-static void end_look(FiniSlotShared *slot, Look *look, bool complete);
-static void end_phase(FiniSlotShared *slot, Look *look);
-static void page_failed(FiniSlotShared *slot, Look *look);
+static FiniLook *look_of(const char *ipo_id);
+static void begin_look(FiniSlotShared *slot, const char *ipo_id, int failures, int64 not_before_us);
+static void end_look(FiniSlotShared *slot, FiniLook *look, bool complete);
+static void end_phase(FiniSlotShared *slot, FiniLook *look);
+static void page_failed(FiniSlotShared *slot, FiniLook *look);
 static void stop(FiniSlotShared *slot, const FiniCall *call);
-static void send_page(FiniSlotShared *slot, Look *look);
-static bool take_page(Look *look, FiniAnswer *answer);
+static void send_page(FiniSlotShared *slot, FiniLook *look);
+static void open_page(void *arg);
 static void keep_tail(void *arg);
-static void take_record(Look *look, const FiniValue *record);
 
 void
 fini_find_service(FiniSlotShared *slot)
@@ -114,11 +84,11 @@ fini_find_service(FiniSlotShared *slot)
 
 		if (flight->state == FINI_FLIGHT_DOUBT && now >= flight->not_before_us && !flight->looked_for &&
 			look_of(flight->batch.ipo_id) == NULL)
-			begin_look(flight->batch.ipo_id, 0, 0);
+			begin_look(slot, flight->batch.ipo_id, 0, 0);
 	}
 	foreach(cell, looks)
 	{
-		Look	   *look = lfirst(cell);
+		FiniLook   *look = lfirst(cell);
 
 		if (look->call == NULL && now >= look->not_before_us)
 			send_page(slot, look);
@@ -128,14 +98,14 @@ fini_find_service(FiniSlotShared *slot)
 bool
 fini_find_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 {
-	Look	   *look = NULL;
-	FiniCall   *call;
-	bool		ended = false;
+	char		doing[FINI_TROUBLE_NAME];
+	FiniLook   *look = NULL;
+	Arrival		page = {.slot = slot};
 	ListCell   *cell;
 
 	foreach(cell, looks)
 	{
-		Look	   *candidate = lfirst(cell);
+		FiniLook   *candidate = lfirst(cell);
 
 		if (candidate->call != NULL && http == &candidate->call->http)
 			look = candidate;
@@ -143,30 +113,25 @@ fini_find_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 	if (look == NULL)
 		return false;
 
-	call = look->call;
-	fini_flight_begin();
-	MemoryContextSwitchTo(call->attempt);	/* which goes with the page */
-	fini_call_finish(call, slot);
-	if (call->verdict == FINI_VERDICT_PROCESSED && fini_answer_is_page(call->answer))
-		ended = take_page(look, call->answer);
-	else
-		page_failed(slot, look);
-	fini_flight_commit();
-
-	fini_call_free(call);
+	page.look = look;
+	snprintf(doing, sizeof(doing), "take a page of what is in doubt of IPO \"%s\"", look->ipo_id);
+	fini_trouble_clip(doing);
+	if (!fini_trouble_guard(slot, doing, open_page, &page))
+		look->not_before_us = fini_trouble_retry_us();
+	fini_call_free(look->call);
 	look->call = NULL;
 	if (look->ends_at != NULL)
 	{
-		char		doing[FINI_TROUBLE_NAME] = "note where the records of an IPO end";
-
+		strlcpy(doing, "note where the records of an IPO end", sizeof(doing));
 		(void) fini_trouble_guard(slot, doing, keep_tail, look);
 		look->ends_at = NULL;
 	}
 	if (look->failures > 0)
-		look->not_before_us = fini_monotonic_us() + fini_backoff_us(look->failures, MIN_PAUSE_US, MAX_PAUSE_US);
+		look->not_before_us = Max(look->not_before_us,
+								  fini_monotonic_us() + fini_backoff_us(look->failures, MIN_PAUSE_US, MAX_PAUSE_US));
 	if (look->failures > MAX_FAILURES)
 		end_look(slot, look, false);
-	else if (ended)
+	else if (page.ended)
 		end_phase(slot, look);
 	return true;
 }
@@ -182,7 +147,7 @@ fini_find_timeout(void)
 		return -1;
 	foreach(cell, looks)
 	{
-		Look	   *look = lfirst(cell);
+		FiniLook   *look = lfirst(cell);
 
 		if (look->call == NULL)
 			due = Min(due, look->not_before_us);
@@ -204,7 +169,7 @@ fini_find_busy(void)
 
 	foreach(cell, looks)
 	{
-		if (((Look *) lfirst(cell))->call != NULL)
+		if (((FiniLook *) lfirst(cell))->call != NULL)
 			return true;
 	}
 	return false;
@@ -217,17 +182,17 @@ fini_find_resume(void)
 
 	stopped = false;
 	foreach(cell, looks)
-		((Look *) lfirst(cell))->not_before_us = 0;
+		((FiniLook *) lfirst(cell))->not_before_us = 0;
 }
 
-static Look *
+static FiniLook *
 look_of(const char *ipo_id)
 {
 	ListCell   *cell;
 
 	foreach(cell, looks)
 	{
-		Look	   *look = lfirst(cell);
+		FiniLook   *look = lfirst(cell);
 
 		if (strcmp(look->ipo_id, ipo_id) == 0)
 			return look;
@@ -235,105 +200,29 @@ look_of(const char *ipo_id)
 	return NULL;
 }
 
-/* seek everything that is in doubt for the IPO, and due */
 static void
-begin_look(const char *ipo_id, int failures, int64 not_before_us)
+begin_look(FiniSlotShared *slot, const char *ipo_id, int failures, int64 not_before_us)
 {
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "fini look", ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	Look	   *look = palloc0(sizeof(Look));
-	int64		now = fini_monotonic_us();
-	ListCell   *cell;
+	FiniLook   *look = fini_look_begin(slot, ipo_id, failures, not_before_us);
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
-	look->context = context;
-	look->ipo_id = pstrdup(ipo_id);
-	look->failures = failures;
-	look->not_before_us = not_before_us;
-	look->sought = fini_textmap_create("own_refs in doubt", 1024, sizeof(Sought), context);
-
-	fini_flight_begin();
-	MemoryContextSwitchTo(context);
-	foreach(cell, fini_flight_list())
-	{
-		FiniFlight *flight = lfirst(cell);
-
-		if (flight->state == FINI_FLIGHT_DOUBT && now >= flight->not_before_us && strcmp(flight->batch.ipo_id, ipo_id) == 0)
-			seek(look, flight);
-	}
-	look->tail = fini_tail_of(ipo_id, context);
-	fini_flight_commit();
-
-	look->phase = LOOK_RECORDS;
-	if (look->records == 0)
-		next_phase(look);
-	MemoryContextSwitchTo(TopMemoryContext);
-	looks = lappend(looks, look);
+	if (look != NULL)
+		looks = lappend(looks, look);
 	MemoryContextSwitchTo(old);
 }
 
-/* in a transaction */
 static void
-seek(Look *look, FiniFlight *flight)
+end_phase(FiniSlotShared *slot, FiniLook *look)
 {
-	FiniBatch  *batch = &flight->batch;
-
-	flight->looked_for = true;
-	/* what a change in doubt should say is what its row says */
-	if (batch->operation == FINI_OPERATION_CHANGE && batch->count > 0 && batch->members[0].row.entry == NULL)
-	{
-		fini_flight_read_rows(flight);
-		/* a row that cannot be read now is judged after the look */
-		for (int i = 0; i < batch->count; i++)
-			batch->members[i].state = NULL;
-	}
-	if (batch->operation != FINI_OPERATION_ADD)
-	{
-		if (look->record_ids == NULL)
-			look->record_ids = palloc(sizeof(char *) * Max(1, batch->count));
-		else
-			look->record_ids = repalloc_huge(look->record_ids, sizeof(char *) * (look->records + Max(1, batch->count)));
-	}
-	for (int i = 0; i < batch->count; i++)
-	{
-		/* two operations of one own_ref are never under way at once */
-		Sought	   *sought = fini_textmap_enter(look->sought, batch->members[i].own_ref, NULL);
-
-		sought->flight = flight;
-		sought->member = &batch->members[i];
-		sought->decided = false;
-		look->open++;
-		look->open_adds += batch->operation == FINI_OPERATION_ADD;
-		if (batch->operation != FINI_OPERATION_ADD && batch->members[i].record_id != NULL)
-			look->record_ids[look->records++] = pstrdup(batch->members[i].record_id);
-	}
-}
-
-/* the phase is over, and something is still to be looked for */
-static void
-next_phase(Look *look)
-{
-	memset(&look->pages, 0, sizeof(look->pages));
-	if (look->phase == LOOK_RECORDS && look->tail != NULL && look->open_adds > 0)
-	{
-		look->phase = LOOK_NEWEST;
-		strlcpy(look->pages.cursor, look->tail, sizeof(look->pages.cursor));
-	}
-	else
-		look->phase = LOOK_ALL;
-}
-
-static void
-end_phase(FiniSlotShared *slot, Look *look)
-{
-	if (look->open == 0 || look->phase == LOOK_ALL)
+	if (look->open == 0 || look->phase == FINI_LOOK_ALL)
 		end_look(slot, look, true);
 	else
-		next_phase(look);
+		fini_look_next_phase(look);
 }
 
 /* complete: flights go on by what was found; else they are looked for again, from the beginning */
 static void
-end_look(FiniSlotShared *slot, Look *look, bool complete)
+end_look(FiniSlotShared *slot, FiniLook *look, bool complete)
 {
 	MemoryContext old = MemoryContextSwitchTo(look->context);
 	List	   *looked = NIL;
@@ -356,14 +245,14 @@ end_look(FiniSlotShared *slot, Look *look, bool complete)
 			fini_flight_looked(slot, flight);
 	}
 	if (!complete)
-		begin_look(look->ipo_id, look->failures, look->not_before_us);
+		begin_look(slot, look->ipo_id, look->failures, look->not_before_us);
 	MemoryContextSwitchTo(old);
-	MemoryContextDelete(look->context);
+	fini_look_free(look);
 }
 
 /* no usable page; in a transaction */
 static void
-page_failed(FiniSlotShared *slot, Look *look)
+page_failed(FiniSlotShared *slot, FiniLook *look)
 {
 	FiniCall   *call = look->call;
 
@@ -374,10 +263,10 @@ page_failed(FiniSlotShared *slot, Look *look)
 	}
 
 	/* a cursor of old, or an ID, that FINI does not take is nothing to insist on */
-	if (look->phase != LOOK_ALL &&
+	if (look->phase != FINI_LOOK_ALL &&
 		(call->verdict == FINI_VERDICT_REJECTED || call->verdict == FINI_VERDICT_WRONG))
 	{
-		look->phase = LOOK_ALL;
+		look->phase = FINI_LOOK_ALL;
 		memset(&look->pages, 0, sizeof(look->pages));
 		return;
 	}
@@ -404,7 +293,7 @@ stop(FiniSlotShared *slot, const FiniCall *call)
 }
 
 static void
-send_page(FiniSlotShared *slot, Look *look)
+send_page(FiniSlotShared *slot, FiniLook *look)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "fini page", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
@@ -415,7 +304,7 @@ send_page(FiniSlotShared *slot, Look *look)
 	if (fini_token_peek(slot, access, true) &&
 		(wait = fini_throttle_take(FINI_THROTTLE_INTERACTIVE, &ticket)) == 0)
 	{
-		int			records = look->phase == LOOK_RECORDS ? Min(FINI_QUERY_PAGE, look->records - look->first_record) : 0;
+		int			records = look->phase == FINI_LOOK_RECORDS ? Min(FINI_QUERY_PAGE, look->records - look->first_record) : 0;
 
 		MemoryContextSwitchTo(look->context);
 		look->call = fini_query_page(look->ipo_id, records, records > 0 ? look->record_ids + look->first_record : NULL,
@@ -429,84 +318,25 @@ send_page(FiniSlotShared *slot, Look *look)
 	MemoryContextDelete(context);
 }
 
-/* in a transaction; true: the phase is over */
-static bool
-take_page(Look *look, FiniAnswer *answer)
+static void
+open_page(void *arg)
 {
-	char		cursor[FINI_MAX_CURSOR + 1];
-	FiniPageTurn turn;
-	bool		ended;
+	Arrival    *page = arg;
+	FiniLook   *look = page->look;
+	FiniCall   *call = look->call;
 
-	for (int i = 0; i < answer->entries; i++)
-	{
-		const FiniValue *record;
-
-		if (fini_answer_object(answer, i, &record))
-			take_record(look, record);
-	}
-
-	strlcpy(cursor, look->pages.cursor, sizeof(cursor));
-	turn = fini_query_turn(&look->pages, answer);
-	if (turn == FINI_PAGES_STUCK && look->open > 0)
-	{
-		/* only pages that lead nowhere from the beginning leave nothing else to try */
-		if (look->phase != LOOK_ALL)
-			return true;
-		if (look->failures++ == 0)
-			ereport(LOG,
-					(errmsg("fini: could not look for what is in doubt of IPO \"%s\"", look->ipo_id),
-					 errdetail("The pages of subscriptions/query do not end.")));
-		return false;
-	}
-	look->failures = 0;
-	ended = look->open == 0 || turn == FINI_PAGES_END;
-	/* of a look that ended early only if it tells more than what is known */
-	if (ended && look->phase != LOOK_RECORDS &&
-		(turn == FINI_PAGES_END || look->phase == LOOK_NEWEST || look->tail == NULL))
-		look->ends_at = cursor[0] != '\0' ? MemoryContextStrdup(look->context, cursor) : NULL;
-
-	/* the next IDs */
-	if (look->phase == LOOK_RECORDS && turn == FINI_PAGES_END)
-	{
-		memset(&look->pages, 0, sizeof(look->pages));
-		look->first_record += FINI_QUERY_PAGE;
-		ended = look->open == 0 || look->first_record >= look->records;
-	}
-	return ended;
+	MemoryContextSwitchTo(call->attempt);	/* which goes with the page */
+	fini_call_finish(call, page->slot);
+	if (call->verdict == FINI_VERDICT_PROCESSED && fini_answer_is_page(call->answer))
+		page->ended = fini_look_take_page(look, call->answer);
+	else
+		page_failed(page->slot, look);
 }
 
 static void
 keep_tail(void *arg)
 {
-	Look	   *look = arg;
+	FiniLook   *look = arg;
 
 	fini_tail_keep(look->ipo_id, look->tail, look->ends_at);
-}
-
-static void
-take_record(Look *look, const FiniValue *record)
-{
-	char	   *own_ref = fini_value_member_text(record, "ownRef");
-	char	   *record_id = fini_value_member_text(record, "recordID");
-	Sought	   *sought;
-	FiniMember *member;
-	bool		adding;
-
-	if (own_ref == NULL || record_id == NULL || strlen(record_id) > FINI_MAX_RECORD_ID)
-		return;
-	sought = fini_textmap_find(look->sought, own_ref);
-	if (sought == NULL || sought->decided)
-		return;
-	member = sought->member;
-	adding = sought->flight->batch.operation == FINI_OPERATION_ADD;
-	if (fini_flight_is_record_of(member, sought->flight->batch.operation, record, record_id))
-	{
-		member->state = "accepted";
-		member->new_record_id = MemoryContextStrdup(sought->flight->context, record_id);
-	}
-	else if (adding || member->record_id == NULL || strcmp(member->record_id, record_id) != 0)
-		return;					/* another record of that own_ref */
-	sought->decided = true;
-	look->open--;
-	look->open_adds -= adding;
 }
