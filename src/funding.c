@@ -19,58 +19,32 @@
  *
  * One request at a time is under way: a bank confirms a participant's whole
  * list with one entry, so that an IPO has a few hundred of them.
+ *
+ * What an answer means is decided in memory, once (funding_judge.c).  Should the
+ * database refuse to have it written, it stays in hand until it is; nothing
+ * else of the lane goes on meanwhile, for it would be a matter of that table.
  */
 #include "postgres.h"
 
 #include "utils/memutils.h"
 
-#include "backoff.h"
 #include "compat.h"
 #include "entry.h"
-#include "error.h"
 #include "flight.h"
 #include "funding.h"
+#include "funding_judge.h"
 #include "funding_outbox.h"
 #include "query.h"
 #include "settings.h"
-#include "textmap.h"
 #include "throttle.h"
 #include "token.h"
 #include "trouble.h"
 
-#define MIN_PAUSE_US	INT64CONST(200000)
-#define MAX_PAUSE_US	INT64CONST(30000000)
-#define MAX_LOOKS		3		/* pages in a row that were not to be had, until others have their turn */
-
 #define CLAIM			"claim confirmations of funding"	/* work that the database can refuse */
 
-#define CONFIRM			"20"
-#define REJECT			"30"
-
-/* members that are looked for, by their reference */
-typedef struct Sought
-{
-	const char *transaction_ref;
-	FiniConfirmation *member;
-} Sought;
-
-/* what is in hand: a batch that is looked for, then sent */
-static struct
-{
-	MemoryContext context;		/* NULL: nothing */
-	FiniConfirmations batch;
-	HTAB	   *sought;
-	FiniPages	pages;			/* of the look */
-	int64		looked_us;		/* when the last page had been read; 0: it has not been */
-	FiniCall   *call;			/* under way; NULL: none */
-} hand;
-
+static FiniFundingLane lane;
 static bool recovered = false;	/* what a former worker left has been taken over */
-static bool stopped = false;	/* refused for good; until fini.resume */
 static bool work = true;		/* there may be something open */
-static int	failures[2] = {0};	/* in a row, of confirmations and of looks */
-static int	batch_limit = 0;	/* halved when a whole batch is refused; 0: fini.batch_size */
-static int64 not_before_us = 0;
 static int64 next_due_us = 0;	/* when something deferred becomes due; 0: nothing */
 static int64 throttle_until_us = 0;
 
@@ -85,21 +59,14 @@ typedef struct TakeUp
 static void recover(void *arg);
 static bool take_up(FiniSlotShared *slot);
 static void read_next(void *arg);
-static void seek(void);
 static void put_down(void);
 static bool begin_call(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket);
 static bool claim(FiniSlotShared *slot);
 static void claim_batch(void *arg);
 static FiniCall *build(void);
-static bool take_page(FiniAnswer *answer);
-static void judge_look(void);
-static void look_failed(FiniSlotShared *slot, FiniCall *call);
-static void take_outcomes(FiniAnswer *answer);
-static void confirm_ended(FiniSlotShared *slot, FiniCall *call);
-static void go_on(FiniConfirmation *member, const char *code, const char *message, int64 delay_us);
-static void stop(FiniSlotShared *slot, const FiniCall *call);
-static void pause_for(const FiniCall *call, bool looking);
-static int64 pause_after(int n);
+static void conclude(FiniSlotShared *slot);
+static void finish_call(void *arg);
+static void settle(void *arg);
 
 void
 fini_funding_dispatch(FiniSlotShared *slot)
@@ -114,17 +81,17 @@ fini_funding_dispatch(FiniSlotShared *slot)
 		work = true;
 	if (!recovered)
 		recovered = fini_trouble_guard(slot, doing, recover, NULL);
-	while (recovered && hand.call == NULL && !stopped && fini_monotonic_us() >= not_before_us)
+	while (recovered && lane.hand.step == FINI_FUNDING_HELD && !lane.stopped && fini_monotonic_us() >= lane.not_before_us)
 	{
 		FiniTicket	ticket;
 		int64		wait;
 
-		if (hand.context == NULL && (!work || !take_up(slot)))
+		if (lane.hand.context == NULL && (!work || !take_up(slot)))
 			break;
 
 		/* what was seen before a long pause is not to be relied on */
-		if (hand.looked_us != 0 &&
-			fini_monotonic_us() - hand.looked_us > ((int64) fini_guc_rate_window + fini_guc_request_timeout) * 1000)
+		if (lane.hand.looked_us != 0 &&
+			fini_monotonic_us() - lane.hand.looked_us > ((int64) fini_guc_rate_window + fini_guc_request_timeout) * 1000)
 		{
 			put_down();
 			continue;
@@ -151,44 +118,18 @@ fini_funding_dispatch(FiniSlotShared *slot)
 bool
 fini_funding_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 {
-	FiniCall   *call = hand.call;
-	bool		looking = hand.looked_us == 0;
-	int			n = 0;
-
-	if (call == NULL || http != &call->http)
+	if (lane.hand.step != FINI_FUNDING_SENT || http != &lane.hand.call->http)
 		return false;
-
-	/* reading the answer may have to look up an encoding conversion */
-	fini_flight_begin();
-	MemoryContextSwitchTo(hand.context);
-	fini_call_finish(call, slot);
-	if (!looking)
-		confirm_ended(slot, call);
-	else if (call->verdict != FINI_VERDICT_PROCESSED || !fini_answer_is_page(call->answer))
-		look_failed(slot, call);
-	else if (take_page(call->answer))
-	{
-		failures[true] = 0;
-		judge_look();
-		hand.looked_us = fini_monotonic_us();
-	}
-	fini_funding_outbox_settle(&hand.batch);
-	fini_flight_commit();
-
-	/* what has been decided leaves; after a sending, that is everything */
-	for (int i = 0; i < hand.batch.count; i++)
-	{
-		if (hand.batch.members[i].state == NULL)
-			hand.batch.members[n++] = hand.batch.members[i];
-	}
-	if (n < hand.batch.count)
-		fini_flight_settled(slot);
-	hand.batch.count = n;
-	fini_call_free(call);
-	hand.call = NULL;
-	if (hand.batch.count == 0)
-		put_down();
+	lane.hand.step = FINI_FUNDING_ANSWERED;
+	conclude(slot);
 	return true;
+}
+
+void
+fini_funding_settle_late(FiniSlotShared *slot)
+{
+	if (lane.hand.step == FINI_FUNDING_ANSWERED || lane.hand.step == FINI_FUNDING_JUDGED)
+		conclude(slot);
 }
 
 void
@@ -200,10 +141,10 @@ fini_funding_work_arrived(void)
 void
 fini_funding_resume(void)
 {
-	stopped = false;
-	memset(failures, 0, sizeof(failures));
-	not_before_us = 0;
-	batch_limit = 0;
+	lane.stopped = false;
+	memset(lane.failures, 0, sizeof(lane.failures));
+	lane.not_before_us = 0;
+	lane.batch_limit = 0;
 	work = true;
 }
 
@@ -213,12 +154,12 @@ fini_funding_timeout(void)
 	int64		now = fini_monotonic_us();
 	int64		due = next_due_us;
 
-	if (hand.call != NULL || stopped)
+	if (lane.hand.step != FINI_FUNDING_HELD || lane.stopped)
 		return -1;
-	if (hand.context != NULL || work)
+	if (lane.hand.context != NULL || work)
 	{
 		/* what only waits for a token is woken by that */
-		int64		when = Max(not_before_us, throttle_until_us);
+		int64		when = Max(lane.not_before_us, throttle_until_us);
 
 		if (when > now)
 			due = due == 0 ? when : Min(due, when);
@@ -229,7 +170,7 @@ fini_funding_timeout(void)
 bool
 fini_funding_busy(void)
 {
-	return hand.call != NULL;
+	return lane.hand.step == FINI_FUNDING_SENT;
 }
 
 /* what a former worker left */
@@ -250,15 +191,15 @@ take_up(FiniSlotShared *slot)
 	if (fini_trouble_waits(CLAIM))
 	{
 		work = false;
-		next_due_us = fini_monotonic_us() + Max(1, fini_trouble_timeout()) * 1000;
+		next_due_us = fini_trouble_retry_us();
 		return false;
 	}
 	taken.context = AllocSetContextCreate(TopMemoryContext, "fini funding", ALLOCSET_DEFAULT_SIZES);
 	if (!fini_trouble_guard(slot, doing, read_next, &taken))
 	{
-		memset(&hand, 0, sizeof(hand));
+		memset(&lane.hand, 0, sizeof(lane.hand));
 		taken.found = false;
-		taken.due = Max(1, fini_trouble_timeout()) * 1000;
+		taken.due = Max(0, fini_trouble_retry_us() - fini_monotonic_us());
 	}
 	next_due_us = taken.due < 0 ? 0 : fini_monotonic_us() + taken.due;
 	if (!taken.found)
@@ -267,10 +208,8 @@ take_up(FiniSlotShared *slot)
 		MemoryContextDelete(taken.context);
 		return false;
 	}
-	hand.context = taken.context;
-	memset(&hand.pages, 0, sizeof(hand.pages));
-	hand.looked_us = 0;
-	seek();
+	lane.hand.context = taken.context;
+	fini_funding_seek(&lane);
 	return true;
 }
 
@@ -279,32 +218,19 @@ read_next(void *arg)
 {
 	TakeUp	   *taken = arg;
 
-	taken->found = fini_funding_outbox_next(&hand.batch, batch_limit > 0 ? Min(batch_limit, fini_guc_batch_size) : fini_guc_batch_size,
+	taken->found = fini_funding_outbox_next(&lane.hand.batch, lane.batch_limit > 0 ? Min(lane.batch_limit, fini_guc_batch_size) : fini_guc_batch_size,
 											taken->context);
 	if (!taken->found)
 		taken->due = fini_funding_outbox_next_due();
-}
-
-/* members by their reference */
-static void
-seek(void)
-{
-	hand.sought = fini_textmap_create("funding in hand", hand.batch.count, sizeof(Sought), hand.context);
-	for (int i = 0; i < hand.batch.count; i++)
-	{
-		Sought	   *sought = fini_textmap_enter(hand.sought, hand.batch.members[i].transaction_ref, NULL);
-
-		sought->member = &hand.batch.members[i];
-	}
 }
 
 /* what is still open is taken up again when its turn comes */
 static void
 put_down(void)
 {
-	if (hand.context != NULL)
-		MemoryContextDelete(hand.context);
-	memset(&hand, 0, sizeof(hand));
+	if (lane.hand.context != NULL)
+		MemoryContextDelete(lane.hand.context);
+	memset(&lane.hand, 0, sizeof(lane.hand));
 	work = true;
 }
 
@@ -312,11 +238,11 @@ put_down(void)
 static bool
 begin_call(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 {
-	MemoryContext old = MemoryContextSwitchTo(hand.context);
+	MemoryContext old = MemoryContextSwitchTo(lane.hand.context);
 	FiniCall   *call;
 
-	if (hand.looked_us == 0)
-		call = fini_query_funding_page(hand.batch.ipo_id, hand.pages.n > 0 ? hand.pages.cursor : NULL);
+	if (lane.hand.looked_us == 0)
+		call = fini_query_funding_page(lane.hand.batch.ipo_id, lane.hand.pages.n > 0 ? lane.hand.pages.cursor : NULL);
 	else if (claim(slot))
 		call = build();
 	else
@@ -327,7 +253,8 @@ begin_call(FiniSlotShared *slot, FiniAccess *access, FiniTicket *ticket)
 	}
 	call->ticket = *ticket;
 	ticket->company = -1;
-	hand.call = call;
+	lane.hand.call = call;
+	lane.hand.step = FINI_FUNDING_SENT;
 	fini_call_send(call, access);
 	MemoryContextSwitchTo(old);
 	return true;
@@ -341,8 +268,8 @@ claim(FiniSlotShared *slot)
 
 	if (!fini_trouble_guard(slot, doing, claim_batch, NULL))
 		return false;
-	seek();
-	return hand.batch.count > 0;
+	fini_funding_seek(&lane);
+	return lane.hand.batch.count > 0;
 }
 
 static void
@@ -350,12 +277,12 @@ claim_batch(void *arg)
 {
 	FiniPermission permission;
 
-	MemoryContextSwitchTo(hand.context);
+	MemoryContextSwitchTo(lane.hand.context);
 	permission = fini_outbox_may_send();
 	if (permission.armed && !permission.paused)
-		fini_funding_outbox_claim(&hand.batch);
+		fini_funding_outbox_claim(&lane.hand.batch);
 	else
-		hand.batch.count = 0;
+		lane.hand.batch.count = 0;
 }
 
 /* what FINI has listed can be sent back to it: no character of it lacks an equivalent in UTF-8 */
@@ -365,15 +292,15 @@ build(void)
 	FiniCall   *call = fini_call_create(FINI_ENDPOINT_FUNDING_CONFIRM, NULL);
 	MemoryContext old = MemoryContextSwitchTo(call->context);
 
-	call->entries = hand.batch.count;
-	call->payload = fini_buffer_create(64 + (Size) hand.batch.count * 80);
+	call->entries = lane.hand.batch.count;
+	call->payload = fini_buffer_create(64 + (Size) lane.hand.batch.count * 80);
 	fini_buffer_append(call->payload, "{\"data\":[", 9);
-	for (int i = 0; i < hand.batch.count; i++)
+	for (int i = 0; i < lane.hand.batch.count; i++)
 	{
 		FiniBuffer *entry = fini_buffer_create(96);
 
-		fini_entry_append(entry, "transactionRef", hand.batch.members[i].transaction_ref);
-		fini_entry_append(entry, "preFundingStatus", hand.batch.members[i].status);
+		fini_entry_append(entry, "transactionRef", lane.hand.batch.members[i].transaction_ref);
+		fini_entry_append(entry, "preFundingStatus", lane.hand.batch.members[i].status);
 		fini_buffer_append(call->payload, i > 0 ? ",{" : "{", i > 0 ? 2 : 1);
 		fini_buffer_append(call->payload, entry->data, entry->len);
 		fini_buffer_append(call->payload, "}", 1);
@@ -383,225 +310,54 @@ build(void)
 	return call;
 }
 
-/* true after the last page */
-static bool
-take_page(FiniAnswer *answer)
-{
-	for (int i = 0; i < answer->entries; i++)
-	{
-		const FiniValue *row;
-		char	   *reference;
-		char	   *status;
-		Sought	   *sought;
-
-		if (!fini_answer_object(answer, i, &row) ||
-			(reference = fini_value_member_text(row, "transactionRef")) == NULL ||
-			(sought = fini_textmap_find(hand.sought, reference)) == NULL)
-			continue;
-		status = fini_value_member_text(row, "preFundingStatus");
-		sought->member->seen = status != NULL ? MemoryContextStrdup(hand.context, status) : NULL;
-	}
-	/* pages that do not end: what has been seen by now is taken, the rest is FINI's to judge */
-	return fini_query_turn(&hand.pages, answer) != FINI_PAGES_MORE;
-}
-
+/* what an answer, or its absence, means is written; what the database refuses is kept, and comes here again */
 static void
-judge_look(void)
+conclude(FiniSlotShared *slot)
 {
-	for (int i = 0; i < hand.batch.count; i++)
-	{
-		FiniConfirmation *member = &hand.batch.members[i];
+	char		reading[FINI_TROUBLE_NAME] = "read an answer on funding";
+	char		settling[FINI_TROUBLE_NAME] = "settle confirmations of funding";
+	int			n = 0;
 
-		if (member->seen != NULL && strcmp(member->seen, member->status) == 0)
-			member->state = "accepted";
-		else if (member->seen != NULL && (strcmp(member->seen, CONFIRM) == 0 || strcmp(member->seen, REJECT) == 0))
-		{
-			member->state = "rejected";
-			member->error_code = "contradiction";
-			member->error_message = "FINI has the other status; it is not contradicted";
-		}
-		else if (member->attempts >= fini_guc_max_attempts && !member->quiet)
-			/* the last copy may still be on its way */
-			go_on(member, "in_doubt", "it is being found out whether FINI has it", (int64) fini_guc_request_timeout * 1000);
-		else if (member->attempts >= fini_guc_max_attempts)
-		{
-			member->state = "failed";
-			member->error_code = "not_found";
-			member->error_message = "sent as often as fini.max_attempts allows, and FINI does not show it";
-		}
+	if (lane.hand.step == FINI_FUNDING_ANSWERED)
+	{
+		MemoryContext old;
+
+		if (!fini_trouble_guard(slot, reading, finish_call, slot))
+			return;
+		old = MemoryContextSwitchTo(lane.hand.context);
+		fini_funding_judge(slot, &lane);
+		MemoryContextSwitchTo(old);
+		lane.hand.step = FINI_FUNDING_JUDGED;
 	}
-}
-
-/* the same page again after a pause; after some of them, others have their turn first */
-static void
-look_failed(FiniSlotShared *slot, FiniCall *call)
-{
-	if (call->verdict == FINI_VERDICT_STOP)
-	{
-		stop(slot, call);
+	if (!fini_trouble_guard(slot, settling, settle, NULL))
 		return;
-	}
-	pause_for(call, true);
-	if (failures[true] == 1 && call->verdict != FINI_VERDICT_NEW_TOKEN)
-		ereport(LOG,
-				(errcode(FINI_ERRCODE_TRANSPORT),
-				 errmsg("fini: %s is not to be had now", fini_endpoint(call->endpoint)->name),
-				 errdetail("HTTP status %d, code %s: %s", call->http_status, call->code, call->message)));
-	fini_shared_note_error(slot, psprintf("%s not to be had, code %s: %s", fini_endpoint(call->endpoint)->name,
-										  call->code, call->message));
-	for (int i = 0; i < hand.batch.count && failures[true] > MAX_LOOKS; i++)
-		go_on(&hand.batch.members[i], call->code, call->message, pause_after(failures[true]));
-}
 
-static void
-confirm_ended(FiniSlotShared *slot, FiniCall *call)
-{
-	FiniConfirmations *batch = &hand.batch;
-
-	switch (call->verdict)
+	/* what has been decided leaves; after a sending, that is everything */
+	for (int i = 0; i < lane.hand.batch.count; i++)
 	{
-		case FINI_VERDICT_PROCESSED:
-			failures[false] = 0;
-			if (batch_limit > 0)
-				batch_limit *= 2;
-			if (batch_limit >= fini_guc_batch_size)
-				batch_limit = 0;
-			take_outcomes(call->answer);
-			break;
-		case FINI_VERDICT_REJECTED:
-		case FINI_VERDICT_WRONG:
-
-			/*
-			 * The whole request was refused and nothing processed.  One entry
-			 * alone is rejected for good; several go again in smaller requests.
-			 */
-			failures[false] = 0;
-			batch_limit = Max(1, batch->count / 2);
-			for (int i = 0; i < batch->count; i++)
-			{
-				if (batch->count > 1)
-					go_on(&batch->members[i], call->code, call->message, 0);
-				else
-				{
-					batch->members[i].state = "rejected";
-					batch->members[i].error_code = call->code;
-					batch->members[i].error_message = call->message;
-				}
-			}
-			break;
-		case FINI_VERDICT_STOP:
-			stop(slot, call);
-			break;
-		case FINI_VERDICT_DOUBT:
-			pause_for(call, false);
-			for (int i = 0; i < batch->count; i++)
-			{
-				batch->members[i].doubted = true;
-				go_on(&batch->members[i], call->code, call->message, 0);
-			}
-			fini_shared_note_error(slot, psprintf("%s in doubt, code %s: %s", fini_endpoint(call->endpoint)->name,
-												  call->code, call->message));
-			break;
-		case FINI_VERDICT_NEW_TOKEN:
-		case FINI_VERDICT_NEW_KEY:
-		case FINI_VERDICT_LATER:
-			pause_for(call, false);
-			for (int i = 0; i < batch->count; i++)
-			{
-				go_on(&batch->members[i], call->code, call->message, 0);
-				/* what was never processed, however often it was sent, is the operator's */
-				if (!batch->members[i].doubted && batch->members[i].attempts >= fini_guc_max_attempts)
-					batch->members[i].state = "failed";
-			}
-			if (call->verdict == FINI_VERDICT_LATER)
-				fini_shared_note_error(slot, psprintf("%s not to be had, code %s: %s", fini_endpoint(call->endpoint)->name,
-													  call->code, call->message));
-			break;
+		if (lane.hand.batch.members[i].state == NULL)
+			lane.hand.batch.members[n++] = lane.hand.batch.members[i];
 	}
+	if (n < lane.hand.batch.count)
+		fini_flight_settled(slot);
+	lane.hand.batch.count = n;
+	fini_call_free(lane.hand.call);
+	lane.hand.call = NULL;
+	lane.hand.step = FINI_FUNDING_HELD;
+	if (n == 0)
+		put_down();
 }
 
-/* the first account of a reference counts; what the answer leaves out, or is not clear about, is looked for */
+/* an answer may be more than there is memory for */
 static void
-take_outcomes(FiniAnswer *answer)
+finish_call(void *arg)
 {
-	for (int i = 0; i < answer->entries; i++)
-	{
-		FiniAnswerEntry entry;
-		const FiniValue *object;
-		char	   *reference;
-		char	   *status;
-		Sought	   *sought;
-		FiniConfirmation *member;
-
-		if (!fini_answer_entry(answer, i, &entry) || !fini_answer_object(answer, i, &object) ||
-			(reference = fini_value_member_text(object, "transactionRef")) == NULL ||
-			(sought = fini_textmap_find(hand.sought, reference)) == NULL)
-			continue;
-		member = sought->member;
-		if (member->state != NULL)
-			continue;
-		status = fini_value_member_text(object, "preFundingStatus");
-		if (entry.rejected)
-		{
-			member->state = "rejected";
-			member->error_code = entry.error_code[0] != '\0' ? entry.error_code : "rejected";
-			member->error_message = fini_answer_clean_text(entry.error_message, NULL);
-		}
-		else if (status == NULL || strcmp(status, member->status) == 0)
-			member->state = "accepted";
-	}
-	for (int i = 0; i < hand.batch.count; i++)
-	{
-		FiniConfirmation *member = &hand.batch.members[i];
-
-		if (member->state != NULL)
-			continue;
-		member->doubted = true;
-		go_on(member, "no_entry", "the answer does not account for this entry", member->attempts > 1 ? pause_after(member->attempts) : 0);
-	}
+	MemoryContextSwitchTo(lane.hand.context);
+	fini_call_finish(lane.hand.call, arg);
 }
 
-/* it stays open, and begins again with a look */
 static void
-go_on(FiniConfirmation *member, const char *code, const char *message, int64 delay_us)
+settle(void *arg)
 {
-	member->state = member->doubted ? "unknown" : "queued";
-	member->error_code = code;
-	member->error_message = message;
-	member->delay_us = delay_us;
-}
-
-/* not entitled, or our request is not what FINI wants: this queue stops, others go on */
-static void
-stop(FiniSlotShared *slot, const FiniCall *call)
-{
-	const char *name = fini_endpoint(call->endpoint)->name;
-
-	stopped = true;
-	fini_shared_endpoint_stopped(slot, call->endpoint);
-	for (int i = 0; i < hand.batch.count; i++)
-		go_on(&hand.batch.members[i], call->code, call->message, 0);
-	fini_shared_note_error(slot, psprintf("%s stopped, code %s: %s", name, call->code, call->message));
-	ereport(LOG,
-			(errcode(FINI_ERRCODE_NOT_ENTITLED),
-			 errmsg("fini: stopped using %s", name),
-			 errdetail("HTTP status %d, code %s: %s", call->http_status, call->code, call->message),
-			 errhint("Confirmations of funding stay queued. Mend the cause and call fini.resume().")));
-}
-
-/* a refused token is replaced at once, and what is in doubt looked for; the second time in a row, after a pause */
-static void
-pause_for(const FiniCall *call, bool looking)
-{
-	bool		first = ++failures[looking] == 1 &&
-		(call->verdict == FINI_VERDICT_NEW_TOKEN || (call->verdict == FINI_VERDICT_DOUBT && !looking));
-
-	if (!first)
-		not_before_us = fini_monotonic_us() + Max(pause_after(failures[looking]), call->retry_after_us);
-}
-
-static int64
-pause_after(int n)
-{
-	return fini_backoff_us(n, MIN_PAUSE_US, MAX_PAUSE_US);
+	fini_funding_outbox_settle(&lane.hand.batch);
 }

@@ -20,6 +20,9 @@ extern void fini_funding_dispatch(FiniSlotShared *slot);
 /* a request ended; false when it is not ours */
 extern bool fini_funding_completed(FiniSlotShared *slot, FiniHttpRequest *http);
 
+/* an answer that the database would not take when it came */
+extern void fini_funding_settle_late(FiniSlotShared *slot);
+
 /* there may be something new; what was stopped may be used again */
 extern void fini_funding_work_arrived(void);
 extern void fini_funding_resume(void);

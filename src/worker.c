@@ -279,7 +279,10 @@ run(void)
 				recovered = fini_flight_recover(slot);
 		}
 		if (recovered)
+		{
 			fini_flight_settle_late(slot);
+			fini_funding_settle_late(slot);
+		}
 		if (settings_changed && fini_flight_sent() == 0 && !fini_find_busy() && !fini_funding_busy())
 			start_again();
 		if (may_send && recovered && !settings_changed)
