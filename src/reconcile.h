@@ -71,8 +71,11 @@ typedef struct FiniReconcile
  */
 extern FiniReconcile *fini_reconcile_begin(Oid relid, const char *ipo_id, bool background);
 
-/* the run of the worker's that is next, 0: none; how long until it is due */
-extern int64 fini_reconcile_next(int64 *wait_us);
+/*
+ * The run of the worker's that is next, 0: none; how long until it is due.
+ * held_back tells how long one waits for reasons that its row does not know.
+ */
+extern int64 fini_reconcile_next(int64 (*held_back) (int64 run_id), int64 *wait_us);
 
 /* a run as its row has it, the row locked; NULL when it has ended or somebody holds it */
 extern FiniReconcile *fini_reconcile_load(int64 run_id);

@@ -40,7 +40,7 @@ static FiniStatement begin_statement = {
 
 static FiniStatement next_statement = {
 	.sql = "SELECT r.run_id, greatest(0, extract(epoch FROM r.not_before - clock_timestamp()) * 1000000)::bigint"
-	" FROM fini.reconcile_run r WHERE r.state = 'running' ORDER BY r.not_before NULLS FIRST, r.run_id LIMIT 1",
+	" FROM fini.reconcile_run r WHERE r.state = 'running' ORDER BY r.not_before NULLS FIRST, r.run_id",
 	.nargs = 0, .keep_plan = true
 };
 
@@ -73,6 +73,7 @@ static FiniReconcile *make_run(void);
 static void lock_subject(Oid relid, const char *ipo_id);
 static void refuse_busy(Oid relid, const char *ipo_id, int64 run_id, int64 pages) pg_attribute_noreturn();
 static int64 number(int column);
+static int64 number_in(uint64 row, int column);
 
 FiniReconcile *
 fini_reconcile_begin(Oid relid, const char *ipo_id, bool background)
@@ -103,19 +104,24 @@ fini_reconcile_begin(Oid relid, const char *ipo_id, bool background)
 }
 
 int64
-fini_reconcile_next(int64 *wait_us)
+fini_reconcile_next(int64 (*held_back) (int64 run_id), int64 *wait_us)
 {
-	int64		run_id = 0;
+	int64		next = 0;
 
 	*wait_us = 0;
 	fini_reconcile_execute(&next_statement, NULL, NULL);
-	if (SPI_processed > 0)
+	for (uint64 row = 0; row < SPI_processed && (next == 0 || *wait_us > 0); row++)
 	{
-		run_id = number(1);
-		*wait_us = number(2);	/* null, hence 0, when it has no pause */
+		int64		run_id = number_in(row, 1);
+		int64		wait = Max(number_in(row, 2), held_back(run_id));	/* null, hence 0, when it has no pause */
+
+		if (next != 0 && wait >= *wait_us)
+			continue;
+		next = run_id;
+		*wait_us = wait;
 	}
 	SPI_freetuptable(SPI_tuptable);
-	return run_id;
+	return next;
 }
 
 FiniReconcile *
@@ -231,12 +237,19 @@ refuse_busy(Oid relid, const char *ipo_id, int64 run_id, int64 pages)
 					 run_id, run_id)));
 }
 
-/* an oid, integer, bigint or timestamptz of the first row; 0 when null */
+/* of the first row */
 static int64
 number(int column)
 {
+	return number_in(0, column);
+}
+
+/* an oid, integer, bigint or timestamptz; 0 when null */
+static int64
+number_in(uint64 row, int column)
+{
 	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
 
 	if (isnull)
 		return 0;

@@ -11,7 +11,8 @@
  * Nothing of a run is kept in memory but its number and the page under way;
  * each piece reads the run's row, locks it, and commits with it.  What goes
  * wrong with a piece is noted there, and tried again after a pause; refusals
- * that trying again cannot mend end the run.
+ * that trying again cannot mend end the run.  One whose row cannot be read or
+ * written is held back as long as other work that the database refuses.
  */
 #include "postgres.h"
 
@@ -44,6 +45,37 @@ typedef enum PieceResult
 	PIECE_NOT_OURS				/* the run has ended, or somebody holds its row */
 } PieceResult;
 
+/* what the database can refuse for a run */
+typedef enum RunWork
+{
+	TAKE_UP,
+	READ_PAGE,
+	NOTE_FAILURE
+} RunWork;
+
+static const char *const run_works[] = {"take up", "read a page for", "note what went wrong with"};
+
+typedef struct Piece
+{
+	FiniCall   *page;			/* NULL: a slice */
+	PieceResult result;
+} Piece;
+
+typedef struct Failure
+{
+	const char *reason;
+	bool		final;			/* it ends the run */
+	int			limit;			/* as so many of them in a row do; 0: no number does */
+	int			failures;		/* with this one; 0: the run is not ours any more */
+} Failure;
+
+/* a page that has come */
+typedef struct Arrival
+{
+	FiniSlotShared *slot;
+	FiniCall   *page;
+} Arrival;
+
 static int64 run_id = 0;		/* the run that is our turn; 0: none */
 static FiniReconcilePhase phase;
 static MemoryContext page_context = NULL;
@@ -57,12 +89,18 @@ static int64 throttle_until_us = 0;
 
 static void look(FiniSlotShared *slot);
 static void next_run(void *arg);
+static int64 held_back(int64 id);
+static bool guard(FiniSlotShared *slot, RunWork work, void (*body) (void *arg), void *arg);
 static bool has_turn(bool first);
 static int64 pace_us(void);
 static void send_page(FiniSlotShared *slot);
+static void make_call(void *arg);
+static void finish_call(void *arg);
+static void take_answer(FiniSlotShared *slot, FiniCall *page);
 static void do_piece(FiniSlotShared *slot, FiniCall *page);
-static PieceResult try_piece(FiniCall *page);
+static void try_piece(void *arg);
 static void piece_failed(FiniSlotShared *slot, const char *reason, bool final, int limit);
+static void note_failure(void *arg);
 static void drop_run(void);
 
 void
@@ -93,32 +131,17 @@ bool
 fini_reconcile_completed(FiniSlotShared *slot, FiniHttpRequest *http)
 {
 	FiniCall   *page = call;
+	Arrival		arrival = {.slot = slot, .page = page};
 	MemoryContext old;
 
 	if (page == NULL || http != &page->http)
 		return false;
 	call = NULL;
 	old = MemoryContextSwitchTo(page_context);
-	fini_call_finish(page, slot);
-	switch (page->verdict)
-	{
-		case FINI_VERDICT_PROCESSED:
-			if (fini_answer_is_page(page->answer))
-				do_piece(slot, page);
-			else
-				piece_failed(slot, "the answer is no page of records", false, 0);
-			break;
-		case FINI_VERDICT_STOP:
-		case FINI_VERDICT_REJECTED:
-		case FINI_VERDICT_WRONG:
-			piece_failed(slot, psprintf("subscriptions/query was refused: HTTP status %d, code %s: %s",
-										page->http_status, page->code, page->message), true, 0);
-			break;
-		default:
-			piece_failed(slot, psprintf("subscriptions/query failed: HTTP status %d, code %s: %s",
-										page->http_status, page->code, page->message), false, 0);
-			break;
-	}
+	if (!guard(slot, READ_PAGE, finish_call, &arrival))
+		drop_run();				/* it is asked for again */
+	else
+		take_answer(slot, page);
 	fini_call_free(page);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(page_context);
@@ -174,7 +197,7 @@ look(FiniSlotShared *slot)
 	if (!fini_trouble_guard(slot, doing, next_run, &wait_us))
 	{
 		run_id = 0;
-		wait_us = Max(1, fini_trouble_timeout()) * 1000;
+		wait_us = fini_trouble_retry_us() - looked_us;
 	}
 	if (wait_us > 0)
 		due_us = looked_us + wait_us;
@@ -185,7 +208,7 @@ static void
 next_run(void *arg)
 {
 	int64	   *wait_us = arg;
-	int64		next = fini_reconcile_next(wait_us);
+	int64		next = fini_reconcile_next(held_back, wait_us);
 
 	if (next == 0)
 		*wait_us = 0;
@@ -201,6 +224,32 @@ next_run(void *arg)
 		else
 			*wait_us = LOOK_US;	/* somebody is about to end it */
 	}
+}
+
+/* microseconds */
+static int64
+held_back(int64 id)
+{
+	int64		until_us = 0;
+
+	for (size_t i = 0; i < lengthof(run_works); i++)
+	{
+		char		doing[FINI_TROUBLE_NAME];
+
+		snprintf(doing, sizeof(doing), "%s reconciliation run " INT64_FORMAT, run_works[i], id);
+		if (fini_trouble_waits(doing))
+			until_us = Max(until_us, fini_trouble_retry_us());
+	}
+	return Max(0, until_us - fini_monotonic_us());
+}
+
+static bool
+guard(FiniSlotShared *slot, RunWork work, void (*body) (void *arg), void *arg)
+{
+	char		doing[FINI_TROUBLE_NAME];
+
+	snprintf(doing, sizeof(doing), "%s reconciliation run " INT64_FORMAT, run_works[work], run_id);
+	return fini_trouble_guard(slot, doing, body, arg);
 }
 
 static bool
@@ -230,7 +279,6 @@ send_page(FiniSlotShared *slot)
 	MemoryContext old = CurrentMemoryContext;
 	FiniAccess *access;
 	FiniTicket	ticket;
-	FiniReconcile *run;
 	int64		wait;
 
 	if (page_context == NULL)
@@ -244,14 +292,10 @@ send_page(FiniSlotShared *slot)
 			throttle_until_us = fini_monotonic_us() + wait;
 		else
 		{
-			fini_flight_begin();
-			MemoryContextSwitchTo(page_context);
-			run = fini_reconcile_load(run_id);
-			MemoryContextSwitchTo(page_context);
-			if (run != NULL)
-				call = fini_query_page(run->ipo_id, 0, NULL, NULL, run->pages.n > 0 ? run->pages.cursor : NULL);
-			fini_flight_commit();
-			MemoryContextSwitchTo(page_context);
+			FiniCall   *page = NULL;
+
+			if (guard(slot, TAKE_UP, make_call, &page))
+				call = page;
 			if (call != NULL)
 			{
 				call->ticket = ticket;
@@ -272,99 +316,128 @@ send_page(FiniSlotShared *slot)
 		MemoryContextReset(page_context);
 }
 
+static void
+make_call(void *arg)
+{
+	FiniReconcile *run;
+
+	MemoryContextSwitchTo(page_context);
+	run = fini_reconcile_load(run_id);
+	MemoryContextSwitchTo(page_context);
+	if (run != NULL)
+		*(FiniCall **) arg = fini_query_page(run->ipo_id, 0, NULL, NULL, run->pages.n > 0 ? run->pages.cursor : NULL);
+}
+
+static void
+finish_call(void *arg)
+{
+	Arrival    *arrival = arg;
+
+	MemoryContextSwitchTo(page_context);
+	fini_call_finish(arrival->page, arrival->slot);
+}
+
+static void
+take_answer(FiniSlotShared *slot, FiniCall *page)
+{
+	switch (page->verdict)
+	{
+		case FINI_VERDICT_PROCESSED:
+			if (fini_answer_is_page(page->answer))
+				do_piece(slot, page);
+			else
+				piece_failed(slot, "the answer is no page of records", false, 0);
+			break;
+		case FINI_VERDICT_STOP:
+		case FINI_VERDICT_REJECTED:
+		case FINI_VERDICT_WRONG:
+			piece_failed(slot, psprintf("subscriptions/query was refused: HTTP status %d, code %s: %s",
+										page->http_status, page->code, page->message), true, 0);
+			break;
+		default:
+			piece_failed(slot, psprintf("subscriptions/query failed: HTTP status %d, code %s: %s",
+										page->http_status, page->code, page->message), false, 0);
+			break;
+	}
+}
+
 /* one page, or one slice */
 static void
 do_piece(FiniSlotShared *slot, FiniCall *page)
 {
-	MemoryContext old = CurrentMemoryContext;
-	volatile int sqlstate = 0;
+	Piece		piece = {.page = page};
+	ErrorData  *error = fini_trouble_try(try_piece, &piece);
 
-	PG_TRY();
-	{
-		switch (try_piece(page))
-		{
-			case PIECE_DONE:
-				break;
-			case PIECE_LAST:
-				drop_run();
-				fini_flight_settled(slot);
-				break;
-			case PIECE_NOT_OURS:
-				drop_run();
-				break;
-		}
-	}
-	PG_CATCH();
+	if (error != NULL)
 	{
 		/* the run's table is somebody's, and so is the text of what went wrong with it */
-		HOLD_INTERRUPTS();
-		MemoryContextSwitchTo(old);
-		sqlstate = geterrcode();
-		AbortCurrentTransaction();
-		FlushErrorState();
-		RESUME_INTERRUPTS();
+		piece_failed(slot, psprintf("a piece of the comparison failed with SQLSTATE %s", unpack_sql_state(error->sqlerrcode)),
+					 false, MAX_LOCAL_FAILURES);
+		FreeErrorData(error);
+		return;
 	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	if (sqlstate != 0)
-		piece_failed(slot, psprintf("a piece of the comparison failed with SQLSTATE %s", unpack_sql_state(sqlstate)), false,
-					 MAX_LOCAL_FAILURES);
+	if (piece.result != PIECE_DONE)
+		drop_run();
+	if (piece.result == PIECE_LAST)
+		fini_flight_settled(slot);
 }
 
-static PieceResult
-try_piece(FiniCall *page)
+static void
+try_piece(void *arg)
 {
-	FiniReconcile *run;
+	Piece	   *piece = arg;
+	FiniReconcile *run = fini_reconcile_load(run_id);
 	bool		last = false;
 
-	fini_flight_begin();
-	run = fini_reconcile_load(run_id);
 	/* one that was cancelled, and perhaps another process's by now */
-	if (run == NULL || (page != NULL && run->phase != FINI_RECONCILE_PAGES))
-	{
-		fini_flight_commit();
-		return PIECE_NOT_OURS;
-	}
-	if (page != NULL)
-		fini_reconcile_take_page(run, page->answer);
+	piece->result = PIECE_NOT_OURS;
+	if (run == NULL || (piece->page != NULL && run->phase != FINI_RECONCILE_PAGES))
+		return;
+	if (piece->page != NULL)
+		fini_reconcile_take_page(run, piece->page->answer);
 	else
 		last = fini_reconcile_judge(run);
 	fini_reconcile_save(run);
 	if (last)
 		fini_reconcile_end(run_id, "finished", NULL);
 	phase = run->phase;
-	fini_flight_commit();
-	return last ? PIECE_LAST : PIECE_DONE;
+	piece->result = last ? PIECE_LAST : PIECE_DONE;
 }
 
 /* again after a pause; for good when that can help no more. limit 0: any number of times */
 static void
 piece_failed(FiniSlotShared *slot, const char *reason, bool final, int limit)
 {
-	MemoryContext old = CurrentMemoryContext;
-	FiniReconcile *run;
+	Failure		failure = {.reason = reason, .final = final, .limit = limit};
 
-	fini_flight_begin();
-	run = fini_reconcile_load(run_id);
-	if (run != NULL)
+	if (guard(slot, NOTE_FAILURE, note_failure, &failure))
 	{
-		int			failures = run->failures + 1;
-
-		if (failures == 1 || final || failures == limit)
+		if (failure.failures == 1 || failure.final)
 			ereport(LOG,
 					(errmsg("fini: reconciliation run " INT64_FORMAT " %s", run_id,
-							final || failures == limit ? "failed" : "was interrupted and goes on after a pause"),
+							failure.final ? "failed" : "was interrupted and goes on after a pause"),
 					 errdetail("%s", reason)));
-		if (final || failures == limit)
-			fini_reconcile_end(run_id, "failed", reason);
-		else
-			fini_reconcile_postpone(run_id, reason, Min(MIN_PAUSE_US << Min(run->failures, 8), MAX_PAUSE_US));
-		fini_shared_note_error(slot, psprintf("reconciliation run " INT64_FORMAT ": %s", run_id, reason));
+		if (failure.failures > 0)
+			fini_shared_note_error(slot, psprintf("reconciliation run " INT64_FORMAT ": %s", run_id, reason));
+		fini_flight_settled(slot);
 	}
-	fini_flight_commit();
-	MemoryContextSwitchTo(old);
 	drop_run();
-	fini_flight_settled(slot);
+}
+
+static void
+note_failure(void *arg)
+{
+	Failure    *failure = arg;
+	FiniReconcile *run = fini_reconcile_load(run_id);
+
+	if (run == NULL)
+		return;
+	failure->failures = run->failures + 1;
+	failure->final |= failure->failures == failure->limit;
+	if (failure->final)
+		fini_reconcile_end(run_id, "failed", failure->reason);
+	else
+		fini_reconcile_postpone(run_id, failure->reason, Min(MIN_PAUSE_US << Min(run->failures, 8), MAX_PAUSE_US));
 }
 
 /* the next look finds it again, or another */
