@@ -74,7 +74,6 @@ fini_database_settings(void)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	StartTransactionCommand();
 	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
 	ScanKeyInit(&key, Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
 				ObjectIdGetDatum(MyDatabaseId));
@@ -87,6 +86,5 @@ fini_database_settings(void)
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	CommitTransactionCommand();
 	return hash != 0 ? hash : 1;
 }

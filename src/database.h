@@ -13,7 +13,7 @@ extern bool fini_database_is_open(const char *name);
 /* settings of the session that our SQL and the outcomes' texts rely on */
 extern void fini_database_prepare_session(void);
 
-/* a hash over what ALTER DATABASE ... SET says of ours; never 0 */
+/* a hash over what ALTER DATABASE ... SET says of ours; never 0; in the caller's transaction */
 extern uint32 fini_database_settings(void);
 
 #endif							/* FINI_DATABASE_H */

@@ -34,6 +34,13 @@ static const char *convert(FmgrInfo *conversion, int src_encoding, int dst_encod
 static void look_up(void);
 static void look_up_one(FmgrInfo *conversion, int src_encoding, int dst_encoding);
 
+void
+fini_encoding_prepare(void)
+{
+	if (needs_conversion())
+		look_up();
+}
+
 const char *
 fini_encoding_to_utf8(const char *src, Size len, Size *utf8_len)
 {

@@ -15,6 +15,9 @@
 
 #include "secret.h"
 
+/* look it up now, in a transaction, where nothing is under way that an error would harm */
+extern void fini_encoding_prepare(void);
+
 /*
  * Text of the database in UTF-8: src itself when there is nothing to convert,
  * else a secret of CurrentMemoryContext.  NULL when a character has no

@@ -18,7 +18,6 @@
 #include <malloc.h>
 #endif
 
-#include "access/xact.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_db_role_setting.h"
@@ -42,6 +41,7 @@
 #include "compat.h"
 #include "database.h"
 #include "deadline.h"
+#include "encoding.h"
 #include "find.h"
 #include "flight.h"
 #include "funding.h"
@@ -64,6 +64,14 @@
 #define WATCH_MS			2000	/* look for a database that does not exist yet */
 #define MAX_PAUSE_MS		30000	/* before a worker that keeps failing begins again */
 
+/* what the catalogs say of our database */
+typedef struct CatalogLook
+{
+	Oid			extension;
+	bool		fits;			/* its objects are of this library's version */
+	uint32		settings;
+} CatalogLook;
+
 static FiniSlotShared *slot;
 static char objects_version[64];	/* of the extension in our database, as of the last look */
 static object_access_hook_type previous_access_hook = NULL;
@@ -75,7 +83,7 @@ static void claim_slot(void);
 static void release_slot(int code, Datum arg);
 static void watch_for_database(void) pg_attribute_noreturn();
 static void pause_after_failures(void);
-static Oid	find_extension(bool *fits);
+static void look_at_catalogs(void *arg);
 static void tell_versions(void);
 static void note_settings_changed(void);
 static void start_again(void) pg_attribute_noreturn();
@@ -201,6 +209,7 @@ run(void)
 	bool		recovered = false;
 	bool		may_send = false;
 	bool		fits = false;
+	char		looking[FINI_TROUBLE_NAME] = "look for the extension";
 	int64		looked_us = 0;
 	int64		look_again_us = PG_INT64_MAX;	/* what keeps us from sending may be that the database refused to say */
 	uint32		settings = 0;
@@ -226,18 +235,20 @@ run(void)
 
 		if (look_is_due(looked_us, may_send) || fini_monotonic_us() >= look_again_us)
 		{
-			uint32		settings_now;
-			Oid			extension_now = find_extension(&fits);
+			CatalogLook now = {.extension = extension, .fits = fits, .settings = settings};
+			bool		well = fini_trouble_guard(slot, looking, look_at_catalogs, &now);
 
-			look_again_us = PG_INT64_MAX;
+			/* what was known stays as it was when the database refuses to say */
+			look_again_us = well ? PG_INT64_MAX : until_trouble_us();
 
 			/*
 			 * What a former extension had under way is nothing to its successor; after an
 			 * update to a version that is not ours it is for a worker that knows it.
 			 */
-			if ((extension_now != extension || !fits) && (recovered || fini_flight_count() > 0))
+			fits = now.fits;
+			if ((now.extension != extension || !fits) && (recovered || fini_flight_count() > 0))
 				proc_exit(1);
-			extension = extension_now;
+			extension = now.extension;
 			if (!OidIsValid(extension))
 			{
 				set_state(FINI_WORKER_WAITING);
@@ -246,10 +257,9 @@ run(void)
 				wait_for_wake(LOOK_MS);
 				continue;
 			}
-			settings_now = fini_database_settings();
 			if (settings == 0)
-				settings = settings_now;
-			else if (settings_now != settings && !settings_changed)
+				settings = now.settings;
+			else if (now.settings != settings && !settings_changed)
 			{
 				settings_changed = true;
 				note_settings_changed();
@@ -261,7 +271,7 @@ run(void)
 				may_send = fini_flight_may_send(slot);
 				fini_flight_write_late(slot);
 				may_send = fini_deadline_look(slot) && may_send;
-				look_again_us = may_send ? PG_INT64_MAX : until_trouble_us();
+				look_again_us = may_send && well ? PG_INT64_MAX : until_trouble_us();
 				fini_flight_work_arrived();
 				fini_funding_work_arrived();
 				fini_reconcile_arrived();
@@ -430,20 +440,20 @@ pause_after_failures(void)
 		wait_for_wake(Min(MAX_PAUSE_MS, 500 << Min(failures - 3, 6)));
 }
 
-/* the extension, and whether its objects are of this library's version */
-static Oid
-find_extension(bool *fits)
+static void
+look_at_catalogs(void *arg)
 {
-	Oid			extension;
+	CatalogLook now;
 	char	   *version;
 
-	StartTransactionCommand();
-	extension = get_extension_oid("fini", true);
-	version = OidIsValid(extension) ? fini_version_objects() : NULL;
+	now.extension = get_extension_oid("fini", true);
+	version = OidIsValid(now.extension) ? fini_version_objects() : NULL;
+	now.settings = fini_database_settings();
 	strlcpy(objects_version, version != NULL ? version : "", sizeof(objects_version));
-	*fits = strcmp(objects_version, fini_version_library()) == 0;
-	CommitTransactionCommand();
-	return extension;
+	now.fits = strcmp(objects_version, fini_version_library()) == 0;
+	/* once, so that neither requests nor answers need the catalogs for it */
+	fini_encoding_prepare();
+	*(CatalogLook *) arg = now;
 }
 
 /* once for each version that does not fit */
