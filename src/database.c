@@ -20,6 +20,7 @@
 
 #include "compat.h"
 #include "database.h"
+#include "trouble.h"
 
 bool
 fini_database_is_open(const char *name)
@@ -51,7 +52,7 @@ fini_database_prepare_session(void)
 		{"extra_float_digits", "1"},
 		{"bytea_output", "hex"},
 		{"statement_timeout", "0"},
-		{"lock_timeout", "5s"},
+		{"lock_timeout", FINI_TROUBLE_LOCK_TIMEOUT},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_isolation", "read committed"},

@@ -7,6 +7,7 @@
 #include "access/xact.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 
 #include "backoff.h"
@@ -17,11 +18,13 @@
 #define MIN_PAUSE_US	INT64CONST(250000)
 #define MAX_PAUSE_US	INT64CONST(30000000)
 #define TELL_AGAIN_US	INT64CONST(600000000)
+#define LOCKED_OUT_TIMEOUT	"200ms"	/* for a lock that has been waited for in vain */
 
 typedef struct Trouble
 {
 	char		work[FINI_TROUBLE_NAME];
 	int			failures;		/* in a row */
+	int			sqlstate;		/* of the last one */
 	int64		not_before_us;
 } Trouble;
 
@@ -31,6 +34,7 @@ static int64 told_us = 0;
 static int64 retry_us = 0;		/* of what was refused or found waiting last */
 
 static Trouble *find(const char *work);
+static void set_lock_timeout(const char *timeout);
 static void note(FiniSlotShared *slot, const char *work, const ErrorData *error);
 static void forget(int64 now);
 static bool may_be_quoted(int sqlstate);
@@ -39,11 +43,17 @@ static void over(const char *work);
 bool
 fini_trouble_guard(FiniSlotShared *slot, char *work, void (*body) (void *arg), void *arg)
 {
+	Trouble    *trouble = troubles != NIL ? find(work) : NULL;
+	bool		locked_out = trouble != NULL && trouble->sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
 	ErrorData  *error;
 
 	if (fini_trouble_waits(work))
 		return false;
+	if (locked_out)
+		set_lock_timeout(LOCKED_OUT_TIMEOUT);
 	error = fini_trouble_try(body, arg);
+	if (locked_out)
+		set_lock_timeout(FINI_TROUBLE_LOCK_TIMEOUT);
 	if (error != NULL)
 	{
 		note(slot, work, error);
@@ -144,6 +154,13 @@ find(const char *work)
 	return NULL;
 }
 
+/* outside transactions, so that no rollback undoes it */
+static void
+set_lock_timeout(const char *timeout)
+{
+	SetConfigOption("lock_timeout", timeout, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 static void
 note(FiniSlotShared *slot, const char *work, const ErrorData *error)
 {
@@ -163,6 +180,7 @@ note(FiniSlotShared *slot, const char *work, const ErrorData *error)
 		MemoryContextSwitchTo(old);
 	}
 	trouble->failures++;
+	trouble->sqlstate = error->sqlerrcode;
 	trouble->not_before_us = now + fini_backoff_us(trouble->failures, MIN_PAUSE_US, MAX_PAUSE_US);
 	retry_us = trouble->not_before_us;
 

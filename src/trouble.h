@@ -6,7 +6,9 @@
  * Work has a name.  What was refused waits, longer each time, and everything
  * else goes on; the log has one line for it, fini.status its last error.  The
  * process goes on as well: the answers that it knows, and the requests that
- * are under way, would be in doubt without it.
+ * are under way, would be in doubt without it.  What a lock has kept out for
+ * as long as the worker waits for one is tried again for a moment only, since
+ * nothing is sent or received meanwhile.
  */
 #ifndef FINI_TROUBLE_H
 #define FINI_TROUBLE_H
@@ -16,6 +18,9 @@
 #include "shared.h"
 
 #define FINI_TROUBLE_NAME	128
+
+/* how long the worker waits for a lock */
+#define FINI_TROUBLE_LOCK_TIMEOUT	"5s"
 
 /*
  * Run body(arg) in a transaction of its own, with an SPI connection and a

@@ -178,21 +178,28 @@ refuses 'where the records of an IPO end', 'fini.look',
 	end => sub { is($fini->sql(q{select max(attempts) from fini.submission where own_ref like 'END%'}), 1, 'sent once') };
 
 {
-	my $queries;
+	my ($queries, @numbers);
 
 	refuses 'the records of a page', 'fini.submission',
 		lock => 1, locks_all => 1, says => 'take a page of what is in doubt of IPO "1234"',
 		before => sub {
+			@numbers = fund(5);
 			$fini->faults({ endpoint => 'subscriptions/add', action => 'drop-after' },
 				{ endpoint => 'subscriptions/query', action => 'delay', ms => 1500 });
 			$fini->insert_rows('applications', 'PAGE', 30);
 			$fini->wait_for(sub { $fini->stats->{faults}{delay} }, 'a page to be under way');
 			$queries = requests('subscriptions/query');
 		},
+		# each piece of work that needs the table waits for it once, and briefly from then on
+		meanwhile => sub {
+			confirm(@numbers);
+			$fini->wait_for(funding_is('accepted', @numbers), 'something else to go on', 60);
+		},
 		end => sub {
 			$fini->wait_for(accepted('applications', 'PAGE', 30), 'them to be found', 60);
 			is($fini->sql(q{select max(attempts) from fini.submission where own_ref like 'PAGE%'}), 1, 'sent once');
 			cmp_ok(requests('subscriptions/query') - $queries, '<=', 8, 'the page was not asked for in a loop');
+			confirmed(5, 1, @numbers);
 		};
 }
 
