@@ -48,16 +48,24 @@ CREATE TABLE fini.submission (
 CREATE INDEX submission_own_ref ON fini.submission USING hash (own_ref);
 COMMENT ON TABLE fini.submission IS 'the durable outbox: one row per operation asked for, with its state';
 
--- who deletes an operation's row here owns it: the worker's claim, a cancel, a trigger
+-- where the worker has to look, no more: whether an operation is queued its own row says.  What is cancelled stays
+-- listed until the worker comes by, and is taken off the count in fini.tally
 CREATE TABLE fini.queue (
 	ipo_id		text NOT NULL,
 	operation	text NOT NULL,
 	id			bigint NOT NULL,
 	not_before	timestamptz,
+	n			integer NOT NULL DEFAULT 1,
+	ids			bigint[],		-- all of them in their order, when there are several
 	PRIMARY KEY (ipo_id, operation, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+ALTER TABLE fini.queue ALTER COLUMN ids SET STORAGE EXTERNAL;
 CREATE INDEX queue_deferred ON fini.queue (not_before) WHERE not_before IS NOT NULL;
-COMMENT ON TABLE fini.queue IS 'operations in state queued, in the order of their claim; kept in step with fini.submission';
+COMMENT ON TABLE fini.queue IS 'operations to be claimed, in their order: a row for one, or for a run of them that one statement asked for';
+
+CREATE VIEW fini._listed AS
+	SELECT q.ipo_id, q.operation, l.id, q.not_before FROM fini.queue q, LATERAL unnest(coalesce(q.ids, ARRAY[q.id])) AS l(id);
+COMMENT ON VIEW fini._listed IS 'a row for each operation that fini.queue lists; those that are queued are among them';
 
 CREATE TABLE fini.request (
 	request_id	text PRIMARY KEY,
@@ -135,7 +143,7 @@ CREATE TABLE fini.tally (
 	n		bigint NOT NULL,
 	at		timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (autovacuum_vacuum_threshold = 1000);
-COMMENT ON TABLE fini.tally IS 'how many operations of an IPO have ended in a state, as differences to be added up';
+COMMENT ON TABLE fini.tally IS 'how many operations of an IPO have ended in a state, as differences to be added up; and, state queued, how many fewer are queued than fini.queue lists';
 
 SELECT pg_catalog.pg_extension_config_dump('fini.deadline', '');
 SELECT pg_catalog.pg_extension_config_dump('fini.tally', '');
@@ -451,10 +459,14 @@ CREATE FUNCTION fini._write_back(ids bigint[])
 RETURNS void LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_write_back';
 COMMENT ON FUNCTION fini._write_back(bigint[]) IS 'writes the outcome of operations back into the rows of their tables, as the tables'' owners';
 
+-- whoever has locked a queued operation owns it: the worker's claim, a cancel, a trigger
+CREATE FUNCTION fini._take(ids bigint[]) RETURNS bigint[]
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_take';
+COMMENT ON FUNCTION fini._take(bigint[]) IS 'locks those of the operations that are still queued, and says which; waits for whoever is working on them';
+
 /*
- * Withdraw: cancel adds and changes still queued (whoever deletes the queue's
- * row owns the operation), then enqueue an invalidate for what stands or may
- * come to stand at FINI.
+ * Withdraw: cancel adds and changes still queued, then enqueue an invalidate
+ * for what stands or may come to stand at FINI.
  */
 CREATE FUNCTION fini._withdraw(relation regclass, own_refs text[]) RETURNS bigint
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'fini_sql_withdraw';
@@ -474,18 +486,23 @@ DECLARE
 	ids bigint[];
 BEGIN
 	PERFORM fini._primary('cancel');
-	WITH gone AS (
-		DELETE FROM fini.queue q USING fini.submission s
-		WHERE q.id = s.id AND q.ipo_id = s.ipo_id AND q.operation = s.operation AND s.state = 'queued'
-		  AND s.relation = cancel.relation AND (own_refs IS NULL OR s.own_ref = ANY (own_refs))
-		RETURNING q.id
-	), cancelled AS (
+	IF own_refs IS NULL THEN
+		ids := ARRAY(SELECT s.id FROM fini._listed l, LATERAL (SELECT s.id FROM fini.submission s
+			WHERE s.id = l.id AND s.state = 'queued' AND s.relation = cancel.relation OFFSET 0) s);
+	ELSE
+		ids := ARRAY(SELECT s.id FROM fini.submission s
+			WHERE s.own_ref = ANY (own_refs) AND s.state = 'queued' AND s.relation = cancel.relation);
+	END IF;
+	ids := fini._take(ids);
+	WITH cancelled AS (
 		UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'cancelled',
 			error_message = 'cancelled before it was sent'
-		WHERE s.id = ANY (ARRAY(SELECT id FROM gone))
+		WHERE s.id = ANY (ids)
 		RETURNING s.id, s.ipo_id
 	), tallied AS (
-		INSERT INTO fini.tally (ipo_id, state, n) SELECT ipo_id, 'cancelled', count(*) FROM cancelled GROUP BY ipo_id
+		INSERT INTO fini.tally (ipo_id, state, n)
+		SELECT ipo_id, x.state, x.sign * count(*) FROM cancelled, (VALUES ('cancelled', 1), ('queued', -1)) AS x(state, sign)
+		GROUP BY ipo_id, x.state, x.sign
 	)
 	SELECT array_agg(id) INTO ids FROM cancelled;
 	IF ids IS NOT NULL THEN
@@ -568,7 +585,8 @@ BEGIN
 		-- the serial is read before the tables, so that no settle falls in between
 		serial := fini._wait_for_settle(serial,
 			greatest(0, least(1000, extract(epoch FROM deadline - clock_timestamp()) * 1000))::integer);
-		IF NOT EXISTS (SELECT FROM fini.queue q WHERE wait.ipo_id IS NULL OR q.ipo_id = wait.ipo_id)
+		IF NOT EXISTS (SELECT FROM fini._listed l, LATERAL (SELECT FROM fini.submission s WHERE s.id = l.id AND s.state = 'queued' OFFSET 0) s
+					   WHERE wait.ipo_id IS NULL OR l.ipo_id = wait.ipo_id)
 		   AND NOT EXISTS (SELECT FROM fini.request r WHERE r.state IN ('sending', 'unknown')
 						   AND r.operation IS NOT NULL AND (wait.ipo_id IS NULL OR r.ipo_id = wait.ipo_id))
 		   AND NOT EXISTS (SELECT FROM fini.funding_confirmation c WHERE c.state IN ('queued', 'sending', 'unknown')
@@ -576,7 +594,9 @@ BEGIN
 			RETURN true;
 		END IF;
 		IF clock_timestamp() >= next_notice THEN
-			SELECT count(*) INTO queued FROM fini.queue q WHERE wait.ipo_id IS NULL OR q.ipo_id = wait.ipo_id;
+			SELECT coalesce(sum(l.n), 0) INTO queued FROM (SELECT q.ipo_id, q.n FROM fini.queue q
+				UNION ALL SELECT t.ipo_id, t.n FROM fini.tally t WHERE t.state = 'queued') l
+			WHERE wait.ipo_id IS NULL OR l.ipo_id = wait.ipo_id;
 			SELECT coalesce(sum(cardinality(r.members)), 0) INTO under_way FROM fini.request r
 			WHERE r.state IN ('sending', 'unknown') AND (wait.ipo_id IS NULL OR r.ipo_id = wait.ipo_id);
 			this_text := format('%s queued, %s being sent', queued, under_way);
@@ -1174,12 +1194,25 @@ CREATE FUNCTION fini._worker(OUT worker_pid integer, OUT worker_state text, OUT 
 LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_worker';
 COMMENT ON FUNCTION fini._worker() IS 'what shared memory says of this database''s worker';
 
+-- the first of few, for a cancelled one may be listed; there is no more to this than how long ago it was
+CREATE VIEW fini._oldest_queued AS
+	SELECT (SELECT s.created_at FROM (SELECT q.id, q.ids FROM fini.queue q ORDER BY q.id LIMIT 100) q,
+				LATERAL unnest(coalesce(q.ids, ARRAY[q.id])) AS l(id),
+				LATERAL (SELECT s.created_at FROM fini.submission s WHERE s.id = l.id AND s.state = 'queued' OFFSET 0) s
+			LIMIT 1) AS created_at,
+		(SELECT s.created_at FROM (SELECT q.id, q.ids FROM fini.queue q WHERE q.not_before IS NULL OR q.not_before <= clock_timestamp()
+				ORDER BY q.id LIMIT 100) q,
+				LATERAL unnest(coalesce(q.ids, ARRAY[q.id])) AS l(id),
+				LATERAL (SELECT s.created_at FROM fini.submission s WHERE s.id = l.id AND s.state = 'queued' OFFSET 0) s
+			LIMIT 1) AS due_created_at;
+COMMENT ON VIEW fini._oldest_queued IS 'since when the first operation of the queue is there, and the first of those that are not deferred';
+
 CREATE VIEW fini.status AS
 	SELECT w.worker_pid, w.worker_state, m.armed, m.paused, w.token_expires_at, w.public_key_fetched_at, w.clock_difference,
-		(SELECT count(*) FROM fini.queue) AS queued,
+		((SELECT coalesce(sum(q.n), 0) FROM fini.queue q)
+		 + (SELECT coalesce(sum(t.n), 0) FROM fini.tally t WHERE t.state = 'queued'))::bigint AS queued,
 		r.sending, r.unknown,
-		least((SELECT min(s.created_at) FROM fini.submission s
-			   JOIN (SELECT min(q.id) AS id FROM fini.queue q) q USING (id)), r.oldest) AS oldest_open,
+		least((SELECT o.created_at FROM fini._oldest_queued o), r.oldest) AS oldest_open,
 		w.last_error, w.last_error_at
 	FROM fini._worker() w, fini._may_send m,
 		(SELECT coalesce(sum(cardinality(q.members)) FILTER (WHERE q.state = 'sending'), 0)::bigint AS sending,
@@ -1238,7 +1271,7 @@ COMMENT ON FUNCTION fini.set_deadline(text, timestamptz) IS 'nothing of this IPO
  */
 CREATE VIEW fini.progress AS
 	WITH part AS (
-		SELECT q.ipo_id, min(q.id) AS first_id, count(*) AS queued, (count(*) + k.batch_size - 1) / k.batch_size AS requests,
+		SELECT q.ipo_id, min(q.id) AS first_id, sum(q.n) AS queued, (sum(q.n) + k.batch_size - 1) / k.batch_size AS requests,
 			0::bigint AS sending, 0::bigint AS unknown, NULL::text AS state, 0::bigint AS n, 0::bigint AS lately, 0::bigint AS funding
 		FROM fini.queue q, fini._pace() k GROUP BY q.ipo_id, q.operation, k.batch_size
 		UNION ALL
@@ -1247,7 +1280,7 @@ CREATE VIEW fini.progress AS
 			coalesce(sum(cardinality(r.members)) FILTER (WHERE r.state = 'unknown'), 0)::bigint, NULL, 0, 0, 0
 		FROM fini.request r WHERE r.state IN ('sending', 'unknown') AND r.operation IS NOT NULL GROUP BY r.ipo_id
 		UNION ALL
-		SELECT t.ipo_id, NULL, 0, 0, 0, 0, t.state, sum(t.n)::bigint,
+		SELECT t.ipo_id, NULL, CASE WHEN t.state = 'queued' THEN sum(t.n)::bigint ELSE 0 END, 0, 0, 0, t.state, sum(t.n)::bigint,
 			coalesce(sum(t.n) FILTER (WHERE t.n > 0 AND t.at > clock_timestamp() - interval '1 minute'), 0)::bigint, 0
 		FROM fini.tally t GROUP BY t.ipo_id, t.state
 		UNION ALL
@@ -1299,7 +1332,9 @@ RETURNS SETOF record LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp A
 	SELECT x.ipo_id, x.state, sum(x.t)::bigint, sum(x.c)::bigint
 	FROM (SELECT t.ipo_id, t.state, t.n AS t, 0 AS c FROM fini.tally t
 		  UNION ALL
-		  SELECT s.ipo_id, s.state, 0, 1 FROM fini.submission s WHERE s.state IN ('accepted', 'rejected', 'cancelled', 'failed')
+		  SELECT q.ipo_id, 'queued', q.n, 0 FROM fini.queue q
+		  UNION ALL
+		  SELECT s.ipo_id, s.state, 0, 1 FROM fini.submission s WHERE s.state IN ('queued', 'accepted', 'rejected', 'cancelled', 'failed')
 		  UNION ALL
 		  SELECT p.ipo_id, p.state, 0, p.n FROM fini.purged p) x
 	GROUP BY 1, 2 HAVING sum(x.t) <> sum(x.c)
@@ -1369,7 +1404,12 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 	), old AS MATERIALIZED (
 		SELECT s.* FROM fini.submission s
 		WHERE s.id > after AND s.id <= (SELECT last FROM slice) AND s.state IN ('accepted', 'rejected', 'cancelled', 'failed') AND s.settled_at < before
-		  AND NOT EXISTS (SELECT FROM fini.submission o WHERE o.own_ref = s.own_ref AND o.state IN ('queued', 'sending', 'unknown'))
+		  AND NOT EXISTS (SELECT FROM fini.submission o
+						  WHERE o.own_ref = s.own_ref
+							AND (o.state IN ('queued', 'sending', 'unknown')
+								 -- may still be listed, and has to be there to be taken off the count
+								 OR (o.state = 'cancelled' AND EXISTS (SELECT FROM fini.queue q WHERE q.ipo_id = o.ipo_id
+																	   AND q.operation = o.operation AND q.id <= o.id))))
 		  AND NOT EXISTS (SELECT FROM fini.unwritten w WHERE w.id = s.id)
 	), superseded AS (
 		SELECT s.id FROM old s
@@ -1675,8 +1715,7 @@ BEGIN
 	WHERE f.state IN ('queued', 'sending', 'unknown');
 	SELECT min(q.not_before) INTO next_due FROM fini.queue q;
 	IF s.queued > 0 THEN
-		SELECT u.created_at INTO oldest FROM fini.submission u
-		WHERE u.id = (SELECT min(q.id) FROM fini.queue q WHERE q.not_before IS NULL OR q.not_before <= clock_timestamp());
+		SELECT o.due_created_at INTO oldest FROM fini._oldest_queued o;
 	END IF;
 	reason := CASE WHEN s.worker_pid IS NULL THEN 'No worker is running: see worker.'
 		WHEN w.stopped IS NOT NULL THEN 'An endpoint is stopped: see endpoints.'

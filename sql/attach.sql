@@ -6,7 +6,7 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS fini;
 SELECT fini.disarm();
-DELETE FROM fini.queue; DELETE FROM fini.submission; DELETE FROM fini.attachment;
+DELETE FROM fini.queue; DELETE FROM fini.tally; DELETE FROM fini.submission; DELETE FROM fini.attachment;
 RESET client_min_messages;
 \pset null '<null>'
 \set VERBOSITY default
@@ -19,16 +19,20 @@ CREATE FUNCTION ops(relation regclass, OUT own_ref text, OUT ipo_id text, OUT op
 RETURNS SETOF record LANGUAGE sql AS $$
 	SELECT own_ref, ipo_id, operation, state, error_code FROM fini.submission s WHERE s.relation = ops.relation ORDER BY id
 $$;
--- the queue holds exactly the operations that are in state queued
+-- the queue lists each operation that is in state queued once, and it is known how many others it lists
 CREATE FUNCTION queue_in_step() RETURNS boolean LANGUAGE sql AS $$
-	SELECT NOT EXISTS (SELECT FROM (SELECT id, ipo_id, operation FROM fini.submission WHERE state = 'queued') s
-		FULL JOIN fini.queue q USING (id, ipo_id, operation) WHERE s.id IS NULL OR q.id IS NULL)
+	SELECT NOT EXISTS (SELECT FROM fini.submission s LEFT JOIN fini._listed l USING (id, ipo_id, operation) WHERE s.state = 'queued'
+					   GROUP BY s.id HAVING count(l.id) <> 1)
+		AND (SELECT queued FROM fini.status) = (SELECT count(*) FROM fini.submission WHERE state = 'queued')
 $$;
 -- what the worker does: take what is queued, and end it
 CREATE PROCEDURE claim(rel regclass, refs text[] DEFAULT NULL) LANGUAGE sql AS $$
-	WITH gone AS (DELETE FROM fini.queue q USING fini.submission s WHERE s.id = q.id AND s.relation = rel
-				  AND (refs IS NULL OR s.own_ref = ANY (refs)) RETURNING q.id)
-	UPDATE fini.submission SET state = 'sending' WHERE id IN (SELECT id FROM gone);
+	WITH claimed AS (UPDATE fini.submission s SET state = 'sending' WHERE s.relation = rel AND s.state = 'queued'
+					 AND (refs IS NULL OR s.own_ref = ANY (refs)) RETURNING s.id),
+		gone AS (DELETE FROM fini.queue q WHERE coalesce(q.ids, ARRAY[q.id]) && ARRAY(SELECT id FROM claimed) RETURNING q.*)
+	INSERT INTO fini.queue (ipo_id, operation, id, not_before)
+	SELECT g.ipo_id, g.operation, m.id, g.not_before FROM gone g, unnest(coalesce(g.ids, ARRAY[g.id])) AS m(id)
+	WHERE m.id NOT IN (SELECT id FROM claimed);
 $$;
 CREATE PROCEDURE settle(rel regclass, outcome text, refs text[] DEFAULT NULL) LANGUAGE sql AS $$
 	UPDATE fini.submission SET state = outcome, settled_at = now(),
@@ -413,7 +417,7 @@ SELECT fini.capture();
 ----------------------------------------------------------------------
 -- submit, invalidate, cancel, retry
 ----------------------------------------------------------------------
-DELETE FROM by_bigint; DELETE FROM fini.queue; DELETE FROM fini.submission;
+DELETE FROM by_bigint; DELETE FROM fini.queue; DELETE FROM fini.tally; DELETE FROM fini.submission;
 INSERT INTO by_bigint (ipo_id, id_num) OVERRIDING SYSTEM VALUE SELECT 1 + i % 2, i FROM generate_series(1, 6) i;
 SELECT fini.submit('by_bigint', '1'), fini.submit('by_bigint', '1');
 SELECT fini.submit('by_bigint'), fini.submit('by_bigint');
@@ -438,7 +442,7 @@ SELECT fini.invalidate('by_bigint', (:'refs'::text[])[1:3]);
 SELECT operation, state, error_code, count(*) FROM ops('by_bigint') GROUP BY 1, 2, 3 ORDER BY 1, 2;
 SELECT fini.invalidate('by_bigint', NULL), fini.invalidate('by_bigint', '{}');
 -- retry: failed and rejected ones, unless overtaken
-DELETE FROM fini.queue; DELETE FROM fini.submission;
+DELETE FROM fini.queue; DELETE FROM fini.tally; DELETE FROM fini.submission;
 SELECT fini.submit('by_bigint');
 CALL claim('by_bigint');
 CALL settle('by_bigint', 'rejected', (:'refs'::text[])[1:2]);
@@ -526,7 +530,7 @@ SHOW enable_seqscan;
 SHOW search_path;
 
 SET client_min_messages = warning;
-DELETE FROM fini.queue; DELETE FROM fini.submission; DELETE FROM fini.attachment;
+DELETE FROM fini.queue; DELETE FROM fini.tally; DELETE FROM fini.submission; DELETE FROM fini.attachment;
 DROP SCHEMA fini_attach CASCADE;
 DROP FOREIGN DATA WRAPPER fini_attach_nothing CASCADE;
 DROP OWNED BY regress_fini_operator;

@@ -190,7 +190,7 @@ claim_group(FiniFlight *flight, const FiniGroup *group)
 	flight->batch.operation = group->operation;
 	flight->batch.count = 0;
 	fini_outbox_claim(&flight->batch, batch_limit(group->operation), flight->context);
-	return flight->batch.members != NULL;
+	return flight->batch.taken > 0;
 }
 
 static int

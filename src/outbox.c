@@ -158,6 +158,33 @@ fini_outbox_int8_array(int n, const int64 *values)
 	return PointerGetDatum(construct_array(datums, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
+int
+fini_outbox_int8s(Datum array, int64 **ids)
+{
+	Datum	   *values;
+	bool	   *nulls;
+	int			n;
+	int			count = 0;
+
+	deconstruct_array(DatumGetArrayTypeP(array), INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &values, &nulls, &n);
+	*ids = palloc(sizeof(int64) * Max(1, n));
+	for (int i = 0; i < n; i++)
+	{
+		if (!nulls[i])
+			(*ids)[count++] = DatumGetInt64(values[i]);
+	}
+	return count;
+}
+
+int
+fini_outbox_compare_ids(const void *a, const void *b)
+{
+	int64		x = *(const int64 *) a;
+	int64		y = *(const int64 *) b;
+
+	return (x > y) - (x < y);
+}
+
 char *
 fini_outbox_column(uint64 row, int column, MemoryContext into)
 {

@@ -7,10 +7,11 @@
  * the extension's owner (or the worker).  Members and texts handed out live in
  * the memory context given.
  *
- * An operation in state queued has a row in fini.queue; whoever deletes that
- * row owns the operation.  An operation in state sending or unknown is a
- * member of exactly one open row of fini.request.  One worker per database
- * claims, so that two operations of one own_ref are never under way at once.
+ * An operation in state queued is listed by exactly one row of fini.queue, and
+ * whoever locks or changes its row in fini.submission owns it.  An operation in
+ * state sending or unknown is a member of exactly one open row of fini.request.
+ * One worker per database claims, so that two operations of one own_ref are
+ * never under way at once.
  */
 #ifndef FINI_OUTBOX_H
 #define FINI_OUTBOX_H
@@ -73,6 +74,7 @@ typedef struct FiniBatch
 	FiniOperation operation;
 	int			count;
 	FiniMember *members;
+	int64		taken;			/* so many left the queue when it was claimed, those that are not for it included */
 } FiniBatch;
 
 /* something claimable: an IPO and an operation */
@@ -215,6 +217,9 @@ extern bool fini_outbox_deadline_event(const FiniDeadline *deadline, const char 
 /* count those of a batch that is being settled */
 extern void fini_outbox_tally(const FiniBatch *batch, bool decided_by_fini);
 
+/* so many that the queue listed were not queued any more, and are no longer listed */
+extern void fini_outbox_tally_gone(const char *ipo_id, int64 n);
+
 /* old rows of fini.tally become one */
 extern void fini_outbox_fold_tally(void);
 
@@ -257,6 +262,10 @@ extern int	fini_outbox_execute_kept(const char *sql, int nargs, Oid *types, Datu
 
 extern Datum fini_outbox_text_array(int n, char *const *texts);
 extern Datum fini_outbox_int8_array(int n, const int64 *values);
+
+/* the numbers of a bigint[], nulls left out; how many.  And for qsort */
+extern int	fini_outbox_int8s(Datum array, int64 **ids);
+extern int	fini_outbox_compare_ids(const void *a, const void *b);
 
 /* column of a result row as text in the context, NULL when null */
 extern char *fini_outbox_column(uint64 row, int column, MemoryContext into);

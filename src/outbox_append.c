@@ -36,11 +36,15 @@
 
 #include "compat.h"
 #include "identity.h"
+#include "outbox.h"
 #include "outbox_append.h"
 #include "outbox_store.h"
 
-/* rows that are handed to the table at once */
-#define ROWS_AT_ONCE	500
+/* rows that are handed to the table at once, and listed by one row of the queue */
+#define ROWS_AT_ONCE	1000
+
+/* IPOs of which the operations are gathered for that */
+#define MAX_RUNS		16
 
 /* a table with more indexes is left to the executor */
 #define MAX_INDEXES		8
@@ -72,6 +76,24 @@ static struct
 	Known		queue;
 }			known;
 
+/* operations of an IPO that are to be listed by one row of the queue */
+typedef struct Run
+{
+	const char *ipo_id;
+	int			n;
+	int64	   *ids;
+} Run;
+
+/* what one call has to enqueue */
+typedef struct Enqueued
+{
+	Datum		operation;
+	MemoryContext context;
+	int			room;			/* for ids of a run */
+	int			nruns;
+	Run			runs[MAX_RUNS];
+} Enqueued;
+
 /* a table that is being written to */
 typedef struct Opened
 {
@@ -84,7 +106,10 @@ typedef struct Opened
 
 static bool is_given(bool is_queue, AttrNumber attnum);
 static void fill_operation(TupleTableSlot *slot, Datum id, Oid relid, Datum own_ref, Datum ipo_id, Datum operation, Datum state, Datum now);
-static void fill_queued(TupleTableSlot *slot, Datum ipo_id, Datum operation, Datum id);
+static void list_operation(Opened *queue, Enqueued *enqueued, const char *ipo_id, int64 id);
+static Run *run_of(Enqueued *enqueued, const char *ipo_id);
+static void write_runs(Opened *queue, Enqueued *enqueued);
+static void fill_queued(TupleTableSlot *slot, const Run *run, Datum operation);
 static void open_tables(Opened *submission, Opened *queue);
 static void find(void);
 static void describe(Known *table, Relation rel);
@@ -108,7 +133,7 @@ fini_append(Oid relid, const char *operation, int n, char **own_refs, char **ipo
 	MemoryContext rows = n > ROWS_AT_ONCE ? AllocSetContextCreate(context, "fini portion", ALLOCSET_DEFAULT_SIZES) : context;
 	MemoryContext old = MemoryContextSwitchTo(context);
 	int			at_once = Min(n, ROWS_AT_ONCE);
-	Datum		add = CStringGetTextDatum(operation);
+	Enqueued	enqueued = {.operation = CStringGetTextDatum(operation), .context = context, .room = at_once};
 	Datum		state = CStringGetTextDatum("queued");
 	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	Oid			sequence;
@@ -123,7 +148,7 @@ fini_append(Oid relid, const char *operation, int n, char **own_refs, char **ipo
 		fini_identity_enter_extension(&saved);
 	sequence = known.sequence;
 	make_slots(&submission, at_once);
-	make_slots(&queue, at_once);
+	make_slots(&queue, 1);
 	MemoryContextSwitchTo(rows);
 	for (int i = 0; i < n;)
 	{
@@ -131,36 +156,36 @@ fini_append(Oid relid, const char *operation, int n, char **own_refs, char **ipo
 
 		for (filled = 0; filled < at_once && i < n; filled++, i++)
 		{
-			Datum		id = Int64GetDatum(nextval_internal(sequence, false));
-			Datum		ipo_id = CStringGetTextDatum(ipo_ids[i]);
+			int64		id = nextval_internal(sequence, false);
 
-			fill_operation(submission.slots[filled], id, relid, CStringGetTextDatum(own_refs[i]), ipo_id, add, state, now);
-			fill_queued(queue.slots[filled], ipo_id, add, id);
+			fill_operation(submission.slots[filled], Int64GetDatum(id), relid, CStringGetTextDatum(own_refs[i]),
+						   CStringGetTextDatum(ipo_ids[i]), enqueued.operation, state, now);
+			list_operation(&queue, &enqueued, ipo_ids[i], id);
 		}
 		insert_rows(&submission, filled);
-		insert_rows(&queue, filled);
 		if (rows != context)
 			MemoryContextReset(rows);
 		CHECK_FOR_INTERRUPTS();
 	}
+	write_runs(&queue, &enqueued);
 	if (!plain)
 		fini_identity_leave(&saved);
 	MemoryContextSwitchTo(context);
-	close_table(&queue, at_once);
+	close_table(&queue, 1);
 	close_table(&submission, at_once);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	CommandCounterIncrement();
 }
 
-/* is there anything in this column of a new row?  As the two functions below have it */
+/* may there be anything in this column of a new row?  As fill_operation and fill_queued have it */
 static bool
 is_given(bool is_queue, AttrNumber attnum)
 {
 	int			column = attnum - 1;
 
 	if (is_queue)
-		return column == FINI_QUEUE_IPO_ID || column == FINI_QUEUE_OPERATION || column == FINI_QUEUE_ID;
+		return column != FINI_QUEUE_NOT_BEFORE;
 	return (column >= FINI_SUBMISSION_ID && column <= FINI_SUBMISSION_STATE) || column == FINI_SUBMISSION_ATTEMPTS ||
 		column == FINI_SUBMISSION_CREATED_AT || column == FINI_SUBMISSION_STRAY;
 }
@@ -182,14 +207,63 @@ fill_operation(TupleTableSlot *slot, Datum id, Oid relid, Datum own_ref, Datum i
 	ExecStoreVirtualTuple(slot);
 }
 
+/* ids come in their order, and so they are listed */
 static void
-fill_queued(TupleTableSlot *slot, Datum ipo_id, Datum operation, Datum id)
+list_operation(Opened *queue, Enqueued *enqueued, const char *ipo_id, int64 id)
+{
+	Run		   *run = run_of(enqueued, ipo_id);
+
+	if (run == NULL || run->n == enqueued->room)
+	{
+		write_runs(queue, enqueued);
+		run = run_of(enqueued, ipo_id);
+	}
+	run->ids[run->n++] = id;
+}
+
+/* NULL: there are too many */
+static Run *
+run_of(Enqueued *enqueued, const char *ipo_id)
+{
+	Run		   *run;
+
+	for (int i = 0; i < enqueued->nruns; i++)
+	{
+		if (strcmp(enqueued->runs[i].ipo_id, ipo_id) == 0)
+			return &enqueued->runs[i];
+	}
+	if (enqueued->nruns == MAX_RUNS)
+		return NULL;
+	run = &enqueued->runs[enqueued->nruns++];
+	run->ipo_id = ipo_id;
+	run->n = 0;
+	if (run->ids == NULL)
+		run->ids = MemoryContextAlloc(enqueued->context, sizeof(int64) * enqueued->room);
+	return run;
+}
+
+static void
+write_runs(Opened *queue, Enqueued *enqueued)
+{
+	for (int i = 0; i < enqueued->nruns; i++)
+	{
+		fill_queued(queue->slots[0], &enqueued->runs[i], enqueued->operation);
+		insert_rows(queue, 1);
+	}
+	enqueued->nruns = 0;
+}
+
+static void
+fill_queued(TupleTableSlot *slot, const Run *run, Datum operation)
 {
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
-	fini_store_set(slot, FINI_QUEUE_IPO_ID, ipo_id, false);
+	fini_store_set(slot, FINI_QUEUE_IPO_ID, CStringGetTextDatum(run->ipo_id), false);
 	fini_store_set(slot, FINI_QUEUE_OPERATION, operation, false);
-	fini_store_set(slot, FINI_QUEUE_ID, id, false);
+	fini_store_set(slot, FINI_QUEUE_ID, Int64GetDatum(run->ids[0]), false);
+	fini_store_set(slot, FINI_QUEUE_N, Int32GetDatum(run->n), false);
+	if (run->n > 1)
+		fini_store_set(slot, FINI_QUEUE_IDS, fini_outbox_int8_array(run->n, run->ids), false);
 	ExecStoreVirtualTuple(slot);
 }
 

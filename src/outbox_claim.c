@@ -3,7 +3,7 @@
  *		Taking operations out of the queue, and taking over what a former worker
  *		had taken out.
  *
- * A claim never waits for a lock: a queue row that somebody else is working on
+ * A claim never waits for a lock: an operation that somebody else is working on
  * is passed over.  It takes the first operation of an own_ref only, and none
  * while another one is under way.  What stands at FINI by then, not what stood
  * when the operation was asked for, decides what it becomes.
@@ -22,7 +22,11 @@
 #include "duplicates.h"
 #include "error.h"
 #include "outbox.h"
+#include "outbox_list.h"
 #include "outbox_store.h"
+
+/* a look at the queue ends after so many that are not queued any more */
+#define MOST_GONE		20000
 
 static FiniStatement may_send_statement = {
 	.sql = "SELECT armed, paused, doubt_below FROM fini._may_send",
@@ -76,7 +80,8 @@ typedef struct Kin
 static void take_from_queue(FiniBatch *batch, int limit, MemoryContext into);
 static void look_at_kin(FiniStore *store, TupleTableSlot *own, TupleTableSlot *other, Kin *kin, MemoryContext into);
 static void note_kin(TupleTableSlot *own, TupleTableSlot *other, Kin *kin, MemoryContext into);
-static void start_member(FiniStore *store, TupleTableSlot *row, const Kin *kin, const char *request_id, FiniMember *member,
+static void make_place(FiniBatch *batch, int *room, int limit, MemoryContext into);
+static bool start_member(FiniStore *store, TupleTableSlot *row, const Kin *kin, const char *request_id, FiniMember *member,
 						 MemoryContext into);
 static void members_from_result(FiniBatch *batch, MemoryContext into);
 static void resolve(FiniBatch *batch);
@@ -225,9 +230,8 @@ fini_outbox_read_rows(FiniBatch *batch, MemoryContext into)
 }
 
 /*
- * The first operations of the group that may go now, up to limit: they leave
- * the queue and are marked as being sent.  members stays NULL when there are
- * none.
+ * The first operations of the group that may go now, up to limit: they are
+ * marked as being sent, and leave the queue.
  */
 static void
 take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
@@ -241,44 +245,64 @@ take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
 	int64		low_end = fini_outbox_low_end(batch->ipo_id, batch->operation);
 	int64		left = PG_INT64_MAX;	/* the first that stays in the queue */
 	int64		id = low_end;
+	int64		gone = 0;
 	int			room = 0;
 
 	fini_store_begin_queue(store, batch->ipo_id, fini_outbox_operation_name(batch->operation), low_end);
-	while (batch->count < limit && fini_store_next_in_queue(store, queued))
+	while (batch->count < limit && gone < MOST_GONE && fini_store_next_in_queue(store, queued))
 	{
 		bool		isnull;
 		Datum		not_before = fini_store_column(queued, FINI_QUEUE_NOT_BEFORE, &isnull);
 		bool		later = !isnull && DatumGetTimestampTz(not_before) > now;
+		FiniList	list;
 		TupleTableSlot *own;
-		Kin			kin = {0};
+		int64		first_left;
 
-		MemoryContextReset(work);
 		CHECK_FOR_INTERRUPTS();
 		id = DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull));
-		own = later ? NULL : fini_store_find(store, id);
-		if (own != NULL)
-			look_at_kin(store, own, other, &kin, into);
-		if (own == NULL || kin.blocks || !fini_store_take(store, queued))
+		if (later)
 		{
 			left = Min(left, id);
 			continue;
 		}
-		if (batch->count == room)
+		MemoryContextReset(work);
+		fini_list_begin(&list, store, queued);
+		while (batch->count < limit && (own = fini_list_next(&list)) != NULL)
 		{
-			FiniMember *members;
+			Kin			kin = {0};
 
-			room = room == 0 ? Min(limit, 64) : Min(limit, room * 4);
-			members = MemoryContextAllocZero(into, sizeof(FiniMember) * room);
-			if (batch->count > 0)
-				memcpy(members, batch->members, sizeof(FiniMember) * batch->count);
-			batch->members = members;
+			make_place(batch, &room, limit, into);
+			look_at_kin(store, own, other, &kin, into);
+			if (!kin.blocks && start_member(store, own, &kin, batch->request_id, &batch->members[batch->count], into))
+				batch->count++;
+			else
+				fini_list_keep(&list);
 		}
-		start_member(store, own, &kin, batch->request_id, &batch->members[batch->count++], into);
+		first_left = fini_list_end(&list);
+		left = Min(left, first_left);
+		gone += list.gone;
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);
 	fini_store_close(store);
 	fini_outbox_raise_low_end(batch->ipo_id, batch->operation, Min(id, left - 1));
+	fini_outbox_tally_gone(batch->ipo_id, gone);
+	batch->taken = batch->count + gone;
+}
+
+/* for one more member */
+static void
+make_place(FiniBatch *batch, int *room, int limit, MemoryContext into)
+{
+	FiniMember *members;
+
+	if (batch->count < *room)
+		return;
+	*room = *room == 0 ? Min(limit, 64) : Min(limit, *room * 4);
+	members = MemoryContextAllocZero(into, sizeof(FiniMember) * *room);
+	if (batch->count > 0)
+		memcpy(members, batch->members, sizeof(FiniMember) * batch->count);
+	batch->members = members;
 }
 
 static void
@@ -341,28 +365,31 @@ note_kin(TupleTableSlot *own, TupleTableSlot *other, Kin *kin, MemoryContext int
 	}
 }
 
-/* its queue row is ours: from now on it is being sent */
-static void
+/* from now on it is being sent; false: somebody else works on it */
+static bool
 start_member(FiniStore *store, TupleTableSlot *row, const Kin *kin, const char *request_id, FiniMember *member, MemoryContext into)
 {
-	TupleTableSlot *edited;
+	TupleTableSlot *edited = fini_store_edit(&store->submission, row);
+	bool		isnull;
+	int			attempts = DatumGetInt32(fini_store_column(row, FINI_SUBMISSION_ATTEMPTS, &isnull)) + 1;
 
-	fini_outbox_member(row, member, into);
-	member->attempts++;
-	member->standing_operation = kin->standing_operation;
-	member->standing_record_id = kin->standing_record_id;
-	member->standing_relid = kin->standing_relid;
-	member->after_refusal = kin->after_refusal;
-
-	edited = fini_store_edit(&store->submission, row);
 	fini_store_set_text(edited, FINI_SUBMISSION_STATE, "sending");
 	fini_store_set_text(edited, FINI_SUBMISSION_REQUEST_ID, request_id);
-	fini_store_set(edited, FINI_SUBMISSION_ATTEMPTS, Int32GetDatum(member->attempts), false);
+	fini_store_set(edited, FINI_SUBMISSION_ATTEMPTS, Int32GetDatum(attempts), false);
 	fini_store_set(edited, FINI_SUBMISSION_SENT_AT, TimestampTzGetDatum(GetCurrentTimestamp()), false);
 	fini_store_set_text(edited, FINI_SUBMISSION_NOT_BEFORE, NULL);
 	fini_store_set_text(edited, FINI_SUBMISSION_ERROR_CODE, NULL);
 	fini_store_set_text(edited, FINI_SUBMISSION_ERROR_MESSAGE, NULL);
-	fini_store_write(store, row, &member->place);
+	if (!fini_store_try_write(store, row, &member->place))
+		return false;
+
+	fini_outbox_member(row, member, into);
+	member->attempts = attempts;
+	member->standing_operation = kin->standing_operation;
+	member->standing_record_id = kin->standing_record_id;
+	member->standing_relid = kin->standing_relid;
+	member->after_refusal = kin->after_refusal;
+	return true;
 }
 
 static void

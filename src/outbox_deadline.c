@@ -11,6 +11,7 @@
 
 #include "catalog/pg_type.h"
 #include "commands/async.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/json.h"
@@ -18,6 +19,7 @@
 
 #include "compat.h"
 #include "outbox.h"
+#include "outbox_list.h"
 #include "outbox_store.h"
 
 #define CHANNEL		"fini"
@@ -78,22 +80,33 @@ fini_outbox_fail_late(const FiniGroup *group, int64 *after)
 	FiniBatch	batch = {.ipo_id = group->ipo_id, .operation = group->operation};
 	FiniStore  *store = fini_store_open();
 	TupleTableSlot *queued = fini_store_slot(&store->queue);
+	int64		gone = 0;
 
 	batch.members = palloc0(sizeof(FiniMember) * LATE_BATCH);
 	fini_store_begin_queue(store, group->ipo_id, fini_outbox_operation_name(group->operation), *after);
 	while (batch.count < LATE_BATCH && fini_store_next_in_queue(store, queued))
 	{
+		FiniList	list;
+		TupleTableSlot *row;
 		bool		isnull;
-		int64		id = DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull));
 
-		TupleTableSlot *row = fini_store_find(store, id);
-
-		if (row == NULL || !fini_store_take(store, queued))
-			continue;
-		fini_outbox_member(row, &batch.members[batch.count++], CurrentMemoryContext);
-		*after = id;
+		CHECK_FOR_INTERRUPTS();
+		fini_list_begin(&list, store, queued);
+		while (batch.count < LATE_BATCH && (row = fini_list_next(&list)) != NULL)
+		{
+			if (fini_store_lock(store, row, false) == TM_Ok)
+				fini_outbox_member(row, &batch.members[batch.count++], CurrentMemoryContext);
+			else
+				fini_list_keep(&list);
+		}
+		/* what is left of a row comes again, with the first that was not looked at */
+		if (list.next == list.n)
+			*after = DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull));
+		(void) fini_list_end(&list);
+		gone += list.gone;
 	}
 	fini_store_close(store);
+	fini_outbox_tally_gone(group->ipo_id, gone);
 	if (batch.count == 0)
 		return 0;
 	fini_outbox_late(&batch);

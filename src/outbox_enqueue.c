@@ -28,6 +28,11 @@ PG_FUNCTION_INFO_V1(fini_sql_withdraw);
  */
 #define MAX_IPO_ID_KEPT		200
 
+/* what a statement has cancelled is counted as such, and as queued no more (outbox_tally.c) */
+#define TALLY_CANCELLED \
+	"INSERT INTO fini.tally (ipo_id, state, n) SELECT c.ipo_id, x.state, x.sign * count(*)" \
+	" FROM cancelled c, (VALUES ('cancelled', 1), ('queued', -1)) AS x(state, sign) GROUP BY c.ipo_id, x.state, x.sign"
+
 /* columns of a text-array parameter, in order */
 #define ROWS_OF(params) "ROWS FROM (" params ") WITH ORDINALITY"
 
@@ -37,24 +42,23 @@ static FiniStatement attachment_statement = {
 };
 
 /*
- * A queued add or change, once its queue row is locked, will read the row
- * after our commit: nothing to do.  If the lock is not to be had (the row was
- * claimed in the meantime), the operation may be on its way with old values.
- * Where nothing stands, a row goes again only if the last that happened to it
- * was a refusal: one that was withdrawn or cancelled stays so.
+ * A queued add or change, once it is ours, will read the row after our commit:
+ * nothing to do.  If it is not to be had (it was claimed in the meantime), the
+ * operation may be on its way with old values.  Where nothing stands, a row
+ * goes again only if the last that happened to it was a refusal: one that was
+ * withdrawn or cancelled stays so.
  */
 static FiniStatement update_statement = {
 	.sql = "WITH u AS MATERIALIZED (SELECT u.r, u.i, u.n, l.* FROM " ROWS_OF("unnest($2), unnest($3)") " AS u(r, i, n)"
 	"  LEFT JOIN LATERAL (SELECT s.id, s.operation, s.state FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
 	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray " FINI_LAST_OPERATION ") l ON true),"
-	" locked AS MATERIALIZED (SELECT l.id FROM u, LATERAL (SELECT q.id FROM fini.queue q"
-	"  WHERE q.ipo_id = u.i AND q.operation = u.operation AND q.id = u.id OFFSET 0 FOR UPDATE) l WHERE u.state = 'queued'),"
+	" ours AS MATERIALIZED (SELECT o.id FROM unnest(fini._take(ARRAY(SELECT u.id FROM u WHERE u.state = 'queued'))) AS o(id)),"
 	" new AS (INSERT INTO fini.submission (relation, own_ref, ipo_id, operation)"
 	"  SELECT $1, u.r, u.i, CASE WHEN u.id IS NULL THEN 'add' ELSE 'change' END FROM u"
 	"  WHERE CASE WHEN u.id IS NULL THEN (SELECT s.operation <> 'invalidate' AND s.state IN ('rejected', 'failed')"
 	"     FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1 " FINI_LAST_OPERATION ")"
 	"    WHEN u.operation = 'invalidate' THEN false"
-	"    WHEN u.state = 'queued' THEN u.id NOT IN (SELECT id FROM locked)"
+	"    WHEN u.state = 'queued' THEN u.id NOT IN (SELECT id FROM ours)"
 	"    ELSE true END"
 	"  ORDER BY u.n RETURNING id, ipo_id, operation)"
 	" INSERT INTO fini.queue (ipo_id, operation, id) SELECT ipo_id, operation, id FROM new",
@@ -67,13 +71,11 @@ static FiniStatement unqueue_moved_statement = {
 	"  LATERAL (SELECT s.id, s.operation, s.state, s.ipo_id FROM fini.submission s WHERE s.own_ref = u.o AND s.relation = $1"
 	"   AND s.state IN ('queued', 'sending', 'unknown', 'accepted') AND NOT s.stray " FINI_LAST_OPERATION ") l"
 	"  WHERE l.operation <> 'invalidate'),"
-	" gone AS (DELETE FROM fini.queue WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM u, LATERAL (SELECT q.ctid FROM fini.queue q"
-	"  WHERE q.ipo_id = u.ipo_id AND q.operation = 'add' AND q.id = u.id OFFSET 0) l WHERE u.state = 'queued' AND u.operation = 'add'))"
-	"  RETURNING id),"
+	" ours AS MATERIALIZED (SELECT o.id FROM unnest(fini._take(ARRAY(SELECT u.id FROM u WHERE u.state = 'queued' AND u.operation = 'add'))) AS o(id)),"
 	" cancelled AS (UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'moved',"
-	"  error_message = 'own_ref or ipo_id changed before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM gone)) RETURNING s.ipo_id),"
-	" tallied AS (INSERT INTO fini.tally (ipo_id, state, n) SELECT ipo_id, 'cancelled', count(*) FROM cancelled GROUP BY ipo_id)"
-	" SELECT u.o FROM u WHERE u.id NOT IN (SELECT id FROM gone) LIMIT 1",
+	"  error_message = 'own_ref or ipo_id changed before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM ours)) RETURNING s.ipo_id),"
+	" tallied AS (" TALLY_CANCELLED ")"
+	" SELECT u.o FROM u WHERE u.id NOT IN (SELECT id FROM ours) LIMIT 1",
 	.nargs = 2, .types = {OIDOID, TEXTARRAYOID}
 };
 
@@ -87,16 +89,14 @@ static FiniStatement insert_moved_statement = {
 	.nargs = 4, .types = {OIDOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
 };
 
-/* withdraw: adds and changes still queued are cancelled (whoever deletes the queue's row owns the operation) ... */
+/* withdraw: adds and changes still queued are cancelled, once they are ours ... */
 static FiniStatement unqueue_withdrawn_statement = {
-	.sql = "WITH gone AS (DELETE FROM fini.queue WHERE ctid = ANY (ARRAY(SELECT l.ctid FROM unnest($2) AS u(r),"
-	"  LATERAL (SELECT s.id, s.ipo_id, s.operation FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
-	"   AND s.state = 'queued' AND s.operation <> 'invalidate' OFFSET 0) o,"
-	"  LATERAL (SELECT q.ctid FROM fini.queue q WHERE q.ipo_id = o.ipo_id AND q.operation = o.operation AND q.id = o.id OFFSET 0) l))"
-	"  RETURNING id),"
+	.sql = "WITH ours AS MATERIALIZED (SELECT o.id FROM unnest(fini._take(ARRAY(SELECT s.id FROM unnest($2) AS u(r),"
+	"  LATERAL (SELECT s.id FROM fini.submission s WHERE s.own_ref = u.r AND s.relation = $1"
+	"   AND s.state = 'queued' AND s.operation <> 'invalidate' OFFSET 0) s))) AS o(id)),"
 	" cancelled AS (UPDATE fini.submission s SET state = 'cancelled', settled_at = clock_timestamp(), error_code = 'withdrawn',"
-	"  error_message = 'withdrawn before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM gone)) RETURNING s.id, s.own_ref, s.ipo_id),"
-	" tallied AS (INSERT INTO fini.tally (ipo_id, state, n) SELECT ipo_id, 'cancelled', count(*) FROM cancelled GROUP BY ipo_id)"
+	"  error_message = 'withdrawn before it was sent' WHERE s.id = ANY (ARRAY(SELECT id FROM ours)) RETURNING s.id, s.own_ref, s.ipo_id),"
+	" tallied AS (" TALLY_CANCELLED ")"
 	" SELECT id, own_ref FROM cancelled",
 	.nargs = 2, .types = {OIDOID, TEXTARRAYOID}
 };

@@ -32,6 +32,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "outbox.h"
 #include "outbox_store.h"
 
 #define SCHEMA			"fini"
@@ -43,10 +44,12 @@ static const char *const submission_columns[] = {
 	"id", "relation", "own_ref", "ipo_id", "operation", "state", "record_id", "request_id", "attempts", "error_code",
 	"error_message", "not_before", "created_at", "sent_at", "settled_at", "stray"
 };
-static const char *const queue_columns[] = {"ipo_id", "operation", "id", "not_before"};
+static const char *const queue_columns[] = {"ipo_id", "operation", "id", "not_before", "n", "ids"};
 
 static void open_own_table(FiniStoreTable *table, const char *name, bool is_queue);
 static Relation index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncolumns);
+static bool write_operation(FiniStore *store, TupleTableSlot *slot, ItemPointer place, bool wait);
+static void changed_meanwhile(void) pg_attribute_noreturn();
 static void begin_queue_scan(FiniStore *store, int nkeys, ScanKey keys);
 static void make_room(FiniStore *store, BlockNumber block);
 static bool next_row(FiniStore *store, IndexScanDesc scan, TupleTableSlot *slot);
@@ -269,14 +272,37 @@ fini_store_text_is(TupleTableSlot *slot, int column, const char *text)
 	return VARSIZE_ANY_EXHDR(varlena) == strlen(text) && memcmp(VARDATA_ANY(varlena), text, strlen(text)) == 0;
 }
 
-bool
-fini_store_take(FiniStore *store, TupleTableSlot *slot)
+void
+fini_store_list(FiniStore *store, TupleTableSlot *slot, int n, const int64 *ids)
 {
+	FiniStoreTable *queue = &store->queue;
+	TupleTableSlot *edited = n > 0 ? fini_store_edit(queue, slot) : NULL;
 	TM_FailureData failure;
 
-	/* a row that somebody has locked is passed over, not waited for */
-	return table_tuple_delete(store->queue.rel, &slot->tts_tid, GetCurrentCommandId(true), store->snapshot,
-							  InvalidSnapshot, false, &failure, false) == TM_Ok;
+	/* nobody changes it but the worker, who is one */
+	if (table_tuple_delete(queue->rel, &slot->tts_tid, GetCurrentCommandId(true), store->snapshot, InvalidSnapshot, false,
+						   &failure, false) != TM_Ok)
+		changed_meanwhile();
+	if (n == 0)
+		return;
+	fini_store_set(edited, FINI_QUEUE_ID, Int64GetDatum(ids[0]), false);
+	fini_store_set(edited, FINI_QUEUE_N, Int32GetDatum(n), false);
+	fini_store_set(edited, FINI_QUEUE_IDS, n > 1 ? fini_outbox_int8_array(n, ids) : (Datum) 0, n == 1);
+	ExecStoreVirtualTuple(edited);
+	table_tuple_insert(queue->rel, edited, GetCurrentCommandId(true), 0, NULL);
+	list_free(fini_compat_insert_index_tuples(queue->result, edited, queue->estate, false, FINI_COMPAT_ALL_INDEXES));
+	ResetPerTupleExprContext(queue->estate);
+	ExecClearTuple(edited);
+}
+
+TM_Result
+fini_store_lock(FiniStore *store, TupleTableSlot *slot, bool wait)
+{
+	TM_FailureData failure;
+	ItemPointerData tid = slot->tts_tid;
+
+	return table_tuple_lock(store->submission.rel, &tid, store->snapshot, store->seen, GetCurrentCommandId(true),
+							LockTupleNoKeyExclusive, wait ? LockWaitBlock : LockWaitSkip, 0, &failure);
 }
 
 TupleTableSlot *
@@ -306,31 +332,30 @@ fini_store_set_text(TupleTableSlot *edited, int column, const char *text)
 }
 
 /*
- * Nobody else changes an operation that is open and whose queue row we have
- * taken, unless he writes to our tables by himself.
+ * Nobody else changes an operation that is open and that we own, unless he
+ * writes to our tables by himself.
  */
 void
 fini_store_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place)
 {
-	ItemPointerData tid = slot->tts_tid;
+	if (!write_operation(store, slot, place, true))
+		changed_meanwhile();
+}
 
-	ExecStoreVirtualTuple(store->submission.edited);
-	if (fini_store_replace(&store->submission, &tid, store->snapshot) != TM_Ok)
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("an operation was changed by somebody else while fini worked on it")));
-	if (place != NULL)
-		*place = tid;
+bool
+fini_store_try_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place)
+{
+	return write_operation(store, slot, place, false);
 }
 
 TM_Result
-fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot)
+fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot, bool wait)
 {
 	TM_FailureData failure;
 	LockTupleMode lockmode;
 	FiniCompatUpdateIndexes indexes;
 	TM_Result	result = table_tuple_update(table->rel, tid, table->edited, GetCurrentCommandId(true), snapshot,
-											InvalidSnapshot, true, &failure, &lockmode, &indexes);
+											InvalidSnapshot, wait, &failure, &lockmode, &indexes);
 
 	if (result == TM_Ok && fini_compat_any_index(indexes))
 		list_free(fini_compat_insert_index_tuples(table->result, table->edited, table->estate, true, indexes));
@@ -392,6 +417,27 @@ index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncol
 			return index;
 	}
 	missing(psprintf("index on column %s of table %s", columns[0], RelationGetRelationName(table->rel)));
+}
+
+static bool
+write_operation(FiniStore *store, TupleTableSlot *slot, ItemPointer place, bool wait)
+{
+	ItemPointerData tid = slot->tts_tid;
+
+	ExecStoreVirtualTuple(store->submission.edited);
+	if (fini_store_replace(&store->submission, &tid, store->snapshot, wait) != TM_Ok)
+		return false;
+	if (place != NULL)
+		*place = tid;
+	return true;
+}
+
+static void
+changed_meanwhile(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("an operation was changed by somebody else while fini worked on it")));
 }
 
 static void

@@ -49,7 +49,9 @@ enum
 	FINI_QUEUE_IPO_ID,
 	FINI_QUEUE_OPERATION,
 	FINI_QUEUE_ID,
-	FINI_QUEUE_NOT_BEFORE
+	FINI_QUEUE_NOT_BEFORE,
+	FINI_QUEUE_N,
+	FINI_QUEUE_IDS
 };
 
 /* a table that is written to */
@@ -112,14 +114,20 @@ extern bool fini_store_text_is(TupleTableSlot *slot, int column, const char *tex
 
 /* --- writing --- */
 
-/* take a row out of the queue; false when somebody else works on it, or has taken it */
-extern bool fini_store_take(FiniStore *store, TupleTableSlot *slot);
+/* in the place of a row of the queue, one that lists these, or none */
+extern void fini_store_list(FiniStore *store, TupleTableSlot *slot, int n, const int64 *ids);
+
+/* lock an operation: TM_WouldBlock unless we may wait, TM_Updated when somebody has changed it since the store was opened */
+extern TM_Result fini_store_lock(FiniStore *store, TupleTableSlot *slot, bool wait);
 
 /* a copy of the row, to set columns of and to write in its place; slot stays as it is until then */
 extern TupleTableSlot *fini_store_edit(FiniStoreTable *table, TupleTableSlot *slot);
 extern void fini_store_set(TupleTableSlot *edited, int column, Datum value, bool isnull);
 extern void fini_store_set_text(TupleTableSlot *edited, int column, const char *text);	/* NULL: null */
 extern void fini_store_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place);	/* NULL, or where it is now */
+
+/* the same, unless somebody else works on it, or has changed it; waits for nobody */
+extern bool fini_store_try_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place);
 
 /*
  * For any table (source_place.c): opened with its indexes, the relation closed
@@ -128,7 +136,7 @@ extern void fini_store_write(FiniStore *store, TupleTableSlot *slot, ItemPointer
  */
 extern void fini_store_open_table(FiniStoreTable *table, Relation rel);
 extern void fini_store_close_table(FiniStoreTable *table);
-extern TM_Result fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot);	/* tid: where it is then */
+extern TM_Result fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot, bool wait);	/* tid: where it is then */
 
 /* --- the tables themselves, for who opens them by himself (outbox_append.c) --- */
 

@@ -7,6 +7,10 @@
  * So whoever changes a final state adds a row with the difference, in the same
  * transaction, and the sum of an IPO's rows is its count.  The worker folds old
  * rows together; young ones also say how many were decided in the last minute.
+ *
+ * What is queued is counted by fini.queue.  But a cancelled operation stays
+ * listed there until the worker comes by: meanwhile it is taken off by a row of
+ * state queued.
  */
 #include "postgres.h"
 
@@ -30,6 +34,11 @@ static FiniStatement fold_statement = {
 	" INSERT INTO fini.tally (ipo_id, state, n, at)"
 	" SELECT ipo_id, state, sum(n), '-infinity' FROM gone GROUP BY ipo_id, state HAVING sum(n) <> 0",
 	.nargs = 1, .types = {INT8OID}
+};
+
+static FiniStatement gone_statement = {
+	.sql = "INSERT INTO fini.tally (ipo_id, state, n) VALUES ($1, 'queued', $2)",
+	.nargs = 2, .types = {TEXTOID, INT8OID}, .keep_plan = true
 };
 
 #define ROWS_TO_FOLD	200
@@ -60,6 +69,15 @@ fini_outbox_tally(const FiniBatch *batch, bool decided_by_fini)
 	values[2] = fini_outbox_int8_array(lengthof(states), counts);
 	(void) fini_outbox_execute(&tally_statement, values, NULL, 0);
 	fini_pace_settled(fini_shared_my_slot(), (int) (counts[0] + (decided_by_fini ? counts[1] : 0)));
+}
+
+void
+fini_outbox_tally_gone(const char *ipo_id, int64 n)
+{
+	Datum		values[2] = {CStringGetTextDatum(ipo_id), Int64GetDatum(n)};
+
+	if (n > 0)
+		(void) fini_outbox_execute(&gone_statement, values, NULL, 0);
 }
 
 void

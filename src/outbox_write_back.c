@@ -89,7 +89,6 @@ static FiniStatement settled_statement = {
 };
 
 static void begin_worker_writes(void);
-static int	compare_ids(const void *a, const void *b);
 static void write_ids(int n, const int64 *ids, bool by_worker);
 static void write_batch(const FiniBatch *batch, bool by_worker);
 static void write_table(const FiniBatch *batch, Oid relid, bool by_worker);
@@ -138,22 +137,11 @@ fini_outbox_write_late(void)
 Datum
 fini_sql_write_back(PG_FUNCTION_ARGS)
 {
-	ArrayType  *array = PG_GETARG_ARRAYTYPE_P(0);
-	Datum	   *values;
-	bool	   *nulls;
 	int64	   *ids;
-	int			n;
-	int			count = 0;
+	int			count = fini_outbox_int8s(PG_GETARG_DATUM(0), &ids);
 
-	deconstruct_array(array, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &values, &nulls, &n);
-	ids = palloc(sizeof(int64) * Max(1, n));
-	for (int i = 0; i < n; i++)
-	{
-		if (!nulls[i])
-			ids[count++] = DatumGetInt64(values[i]);
-	}
 	/* of several operations of one row the last one counts */
-	qsort(ids, count, sizeof(int64), compare_ids);
+	qsort(ids, count, sizeof(int64), fini_outbox_compare_ids);
 	SPI_connect();
 	for (int i = 0; i < count; i += PORTION)
 	{
@@ -167,15 +155,6 @@ fini_sql_write_back(PG_FUNCTION_ARGS)
 	}
 	SPI_finish();
 	PG_RETURN_VOID();
-}
-
-static int
-compare_ids(const void *a, const void *b)
-{
-	int64		x = *(const int64 *) a;
-	int64		y = *(const int64 *) b;
-
-	return (x > y) - (x < y);
 }
 
 /* the worker's transaction has nothing else deferred; see the top */

@@ -136,7 +136,7 @@ ok(1, 'ALTER DATABASE SET is picked up');
 	$fini->wait_done;
 	my $before = $fini->stats;
 	$node->stop('immediate');
-	is($standby->safe_psql('postgres', 'select count(*) from fini.queue'), 520, 'the standby knows of no sending');
+	is($standby->safe_psql('postgres', 'select queued from fini.status'), 520, 'the standby knows of no sending');
 
 	$standby->promote;
 	$fini->wait_for(sub { $standby->safe_psql('postgres', 'select worker_state from fini.status') =~ /idle|busy/ }, 'the worker of the promoted standby');

@@ -130,7 +130,7 @@ subtest 'indexes that somebody puts on the outbox are kept' => sub {
 	$fini->sql(q{create index on fini.submission (upper(state), id)});
 	$fini->sql(q{create index on fini.queue ((id % 7)) where operation = 'add'});
 	$fini->sql("select fini.pause(); " . insert('indexed', 300));
-	is($fini->sql(q{set enable_seqscan = off; select count(*) from fini.queue where id % 7 >= 0 and operation = 'add'}), 300, 'the queue\'s');
+	is($fini->sql(q{set enable_seqscan = off; select sum(n) from fini.queue where id % 7 >= 0 and operation = 'add'}), 300, 'the queue\'s');
 	$fini->sql('select fini.resume()');
 	$fini->wait_done;
 	for my $condition (q{settled_at > '-infinity' and state = 'accepted'}, q{upper(state) = 'ACCEPTED'}, q{id > 0}, q{own_ref = 'indexed7'})

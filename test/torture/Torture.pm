@@ -408,7 +408,7 @@ sub _idle
 	my ($self) = @_;
 	return 0 if grep { @$_ } @{ $self->{queue} };
 	return 0 if grep { $_ } @{ $self->{current} };
-	my ($row) = $self->rows(q{select not exists (select from fini.queue) and not exists (select from fini.request where state in ('sending', 'unknown'))});
+	my ($row) = $self->rows(q{select queued = 0 from fini.status where not exists (select from fini.request where state in ('sending', 'unknown'))});
 	return $row && $row->[0] eq 't';
 }
 

@@ -165,8 +165,8 @@ sub _judge_outbox
 	$self->_complain(lost => 'fini.wait did not end well') if !$torture->{drained};
 	$self->_complain(lost => "$_->[2] operations ($_->[0]) are still $_->[1]")
 	  for $torture->rows(q{select operation, state, count(*) from fini.submission where state in ('queued', 'sending', 'unknown') group by 1, 2 order by 1, 2});
-	$self->_complain(lost => "$_->[0] rows are left in the queue")
-	  for grep { $_->[0] } $torture->rows('select count(*) from fini.queue');
+	$self->_complain(lost => "$_->[0] operations are left in the queue")
+	  for grep { $_->[0] } $torture->rows('select queued from fini.status');
 	$self->_complain(lost => "$_->[0] requests are still $_->[1]")
 	  for $torture->rows(q{select count(*), state from fini.request where state in ('sending', 'unknown') group by 2 order by 2});
 
