@@ -24,7 +24,8 @@ CREATE TABLE fini.attachment (
 );
 COMMENT ON TABLE fini.attachment IS 'tables whose rows are FINI applications, with the mapping in force: FINI field to column';
 
--- HOT updates: neither claim nor settle touches an indexed column
+-- HOT updates: neither claim nor settle touches an indexed column, and a page has room for three versions of each of
+-- its rows (queued, being sent, with its outcome), which is what there is of them under a snapshot that is held
 CREATE TABLE fini.submission (
 	id				bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	relation		regclass NOT NULL,
@@ -43,7 +44,7 @@ CREATE TABLE fini.submission (
 	sent_at			timestamptz,
 	settled_at		timestamptz,
 	stray			boolean NOT NULL DEFAULT false	-- about a record that is not the one of the own_ref's row
-) WITH (fillfactor = 42, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+) WITH (fillfactor = 26, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 -- a third of a btree's size and work: own_refs come in random order, and of one there are few operations
 CREATE INDEX submission_own_ref ON fini.submission USING hash (own_ref);
 COMMENT ON TABLE fini.submission IS 'the durable outbox: one row per operation asked for, with its state';
