@@ -161,18 +161,23 @@ fini_outbox_int8_array(int n, const int64 *values)
 int
 fini_outbox_int8s(Datum array, int64 **ids)
 {
+	ArrayType  *plain = DatumGetArrayTypeP(array);
 	Datum	   *values;
 	bool	   *nulls;
 	int			n;
 	int			count = 0;
 
-	deconstruct_array(DatumGetArrayTypeP(array), INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &values, &nulls, &n);
+	deconstruct_array(plain, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &values, &nulls, &n);
 	*ids = palloc(sizeof(int64) * Max(1, n));
 	for (int i = 0; i < n; i++)
 	{
 		if (!nulls[i])
 			(*ids)[count++] = DatumGetInt64(values[i]);
 	}
+	pfree(values);
+	pfree(nulls);
+	if ((Pointer) plain != DatumGetPointer(array))
+		pfree(plain);
 	return count;
 }
 

@@ -25,9 +25,6 @@
 #include "outbox_list.h"
 #include "outbox_store.h"
 
-/* a look at the queue ends after so many that are not queued any more */
-#define MOST_GONE		20000
-
 static FiniStatement may_send_statement = {
 	.sql = "SELECT armed, paused, doubt_below FROM fini._may_send",
 	.keep_plan = true
@@ -249,7 +246,7 @@ take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
 	int			room = 0;
 
 	fini_store_begin_queue(store, batch->ipo_id, fini_outbox_operation_name(batch->operation), low_end);
-	while (batch->count < limit && gone < MOST_GONE && fini_store_next_in_queue(store, queued))
+	while (batch->count < limit && gone < FINI_LIST_MOST_GONE && fini_store_next_in_queue(store, queued))
 	{
 		bool		isnull;
 		Datum		not_before = fini_store_column(queued, FINI_QUEUE_NOT_BEFORE, &isnull);

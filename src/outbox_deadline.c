@@ -84,7 +84,7 @@ fini_outbox_fail_late(const FiniGroup *group, int64 *after)
 
 	batch.members = palloc0(sizeof(FiniMember) * LATE_BATCH);
 	fini_store_begin_queue(store, group->ipo_id, fini_outbox_operation_name(group->operation), *after);
-	while (batch.count < LATE_BATCH && fini_store_next_in_queue(store, queued))
+	while (batch.count < LATE_BATCH && gone < FINI_LIST_MOST_GONE && fini_store_next_in_queue(store, queued))
 	{
 		FiniList	list;
 		TupleTableSlot *row;

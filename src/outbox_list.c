@@ -61,13 +61,16 @@ int64
 fini_list_end(FiniList *list)
 {
 	int			left = list->n - list->next;
+	int64		first;
 
 	if (list->kept < list->next)
 	{
 		memmove(list->ids + list->kept, list->ids + list->next, sizeof(int64) * left);
 		fini_store_list(list->store, list->queued, list->kept + left, list->ids);
 	}
-	return list->kept + left > 0 ? list->ids[0] : PG_INT64_MAX;
+	first = list->kept + left > 0 ? list->ids[0] : PG_INT64_MAX;
+	pfree(list->ids);
+	return first;
 }
 
 /*

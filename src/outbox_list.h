@@ -13,6 +13,9 @@
 
 #include "outbox_store.h"
 
+/* a look at the queue ends after so many that are not queued any more: it is one transaction */
+#define FINI_LIST_MOST_GONE		20000
+
 typedef struct FiniList
 {
 	FiniStore  *store;
