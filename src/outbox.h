@@ -137,6 +137,9 @@ extern List *fini_outbox_groups(MemoryContext into);
 extern int64 fini_outbox_low_end(const char *ipo_id, FiniOperation operation);
 extern void fini_outbox_raise_low_end(const char *ipo_id, FiniOperation operation, int64 below);
 
+/* or that it is further on but for many that had to be passed over, which has cost so much */
+extern void fini_outbox_passed_over(const char *ipo_id, FiniOperation operation, int64 below, int64 cost_us);
+
 /*
  * Microseconds until the next deferred operation becomes due, or until a look
  * at the whole queue does that the last one did without; -1: none.

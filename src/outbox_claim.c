@@ -25,6 +25,9 @@
 #include "outbox_list.h"
 #include "outbox_store.h"
 
+/* so many that have to be passed over are looked at by each claim */
+#define MANY_PASSED		1000
+
 static FiniStatement may_send_statement = {
 	.sql = "SELECT armed, paused, doubt_below FROM fini._may_send",
 	.keep_plan = true
@@ -240,8 +243,10 @@ take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
 	MemoryContext old = MemoryContextSwitchTo(work);
 	TimestampTz now = GetCurrentTransactionStartTimestamp();
 	int64		low_end = fini_outbox_low_end(batch->ipo_id, batch->operation);
+	int64		begin = fini_monotonic_us();
 	int64		left = PG_INT64_MAX;	/* the first that stays in the queue */
-	int64		id = low_end;
+	int64		seen = low_end; /* up to here there is nothing that was not looked at */
+	int64		passed = 0;
 	int64		gone = 0;
 	int			room = 0;
 
@@ -251,15 +256,17 @@ take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
 		bool		isnull;
 		Datum		not_before = fini_store_column(queued, FINI_QUEUE_NOT_BEFORE, &isnull);
 		bool		later = !isnull && DatumGetTimestampTz(not_before) > now;
+		int64		id = DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull));
+		int64		first_left;
 		FiniList	list;
 		TupleTableSlot *own;
-		int64		first_left;
 
 		CHECK_FOR_INTERRUPTS();
-		id = DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull));
 		if (later)
 		{
 			left = Min(left, id);
+			seen = id;
+			passed++;
 			continue;
 		}
 		MemoryContextReset(work);
@@ -275,14 +282,20 @@ take_from_queue(FiniBatch *batch, int limit, MemoryContext into)
 			else
 				fini_list_keep(&list);
 		}
+		seen = list.next == list.n ? id : id - 1;
+		passed += list.kept;
+		gone += list.gone;
 		first_left = fini_list_end(&list);
 		left = Min(left, first_left);
-		gone += list.gone;
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);
 	fini_store_close(store);
-	fini_outbox_raise_low_end(batch->ipo_id, batch->operation, Min(id, left - 1));
+	if (passed > MANY_PASSED)
+		fini_outbox_passed_over(batch->ipo_id, batch->operation, seen,
+								(fini_monotonic_us() - begin) * passed / (passed + batch->count + gone));
+	else
+		fini_outbox_raise_low_end(batch->ipo_id, batch->operation, Min(seen, left - 1));
 	fini_outbox_tally_gone(batch->ipo_id, gone);
 	batch->taken = batch->count + gone;
 }

@@ -16,6 +16,11 @@
  * remembered end is found that much later, and nothing is concluded from not
  * seeing it: whether another of its own_ref comes first is asked elsewhere.
  *
+ * The same goes for what a claim has to pass over because somebody holds it
+ * locked, or it is not due.  A few are looked at each time.  When they are many,
+ * the end moves past them, and they are looked at again for no more than a fifth
+ * of the time.
+ *
  * All of this is the worker's, and goes with its process.
  */
 #include "postgres.h"
@@ -30,6 +35,9 @@
 
 /* a look from the beginning is due when it would take at most this part of the time */
 #define PARTS			50
+
+/* the same for what has been passed over */
+#define PARTS_PASSED	5
 
 /* IPOs that are remembered; with more, all are forgotten */
 #define MAX_IPOS		256
@@ -124,6 +132,18 @@ fini_outbox_raise_low_end(const char *ipo_id, FiniOperation operation, int64 bel
 
 	if (end != NULL)
 		end->below = Max(end->below, below);
+}
+
+void
+fini_outbox_passed_over(const char *ipo_id, FiniOperation operation, int64 below, int64 cost_us)
+{
+	LowEnd	   *end = low_end(ipo_id, operation);
+
+	if (end == NULL)
+		return;
+	end->below = Max(end->below, below);
+	end->looked_us = fini_monotonic_us();
+	end->cost_us = cost_us * PARTS_PASSED / PARTS;
 }
 
 int64

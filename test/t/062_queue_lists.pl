@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use FiniTest;
+use PostgreSQL::Test::Utils qw(slurp_file);
 use Test::More;
 
 my $fini = FiniTest->armed_cluster(
@@ -83,6 +84,32 @@ subtest 'one of them is being worked on' => sub {
 	$fini->wait_done;
 	is_deeply([ map { $_->{appQuantity} } grep { $_->{ownRef} eq 'update7' } @{ $fini->dump } ], [ 2000 ], 'it goes with what was committed');
 	is($fini->sql(q{select count(*) from fini.submission where own_ref like 'update%'}), 300, 'and once');
+	$user->quit;
+};
+
+subtest 'many of them are being worked on' => sub {
+	my $user = $node->background_psql('postgres');
+	$fini->sql('select fini.pause()');
+	$fini->sql(insert('locked', 5000));
+	$fini->sql(insert('behind', 1000));
+	$user->query_safe(q{begin; update applications set app_quantity = 2000 where own_ref like 'locked%'});
+	my $cpu = sub { my ($ticks) = slurp_file('/proc/' . $fini->sql('select worker_pid from fini.status') . '/stat') =~ /\) \S+(?: \S+){10} (\d+)/; return $ticks };
+	my $before = $cpu->();
+	$fini->sql('select fini.resume()');
+	$fini->wait_for(q{select count(*) = 1000 from applications where own_ref like 'behind%' and fini_state = 'accepted'}, 'those behind to be accepted');
+	note('ticks of the worker: ' . ($cpu->() - $before));
+	# put one at a time, each time the worker has to look
+	for (1 .. 20)
+	{
+		$fini->sql(insert("late$_", 1));
+		$fini->wait_for(qq{select fini_state = 'accepted' from applications where own_ref = 'late${_}0'}, 'one that came late');
+	}
+	note('ticks of the worker: ' . ($cpu->() - $before));
+	is(queued('many are locked'), 5000, 'the others wait');
+	$user->query_safe('commit');
+	$fini->wait_done;
+	is($fini->sql(q{select count(*) from applications where own_ref like 'locked%' and fini_state = 'accepted'}), 5000, 'all are accepted then');
+	is($fini->sql(q{select count(*) from fini.submission where own_ref like 'locked%'}), 5000, 'once each');
 	$user->quit;
 };
 
