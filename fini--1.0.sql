@@ -576,7 +576,9 @@ BEGIN
 			HINT = 'Call it at isolation level read committed.';
 	END IF;
 	IF pg_current_xact_id_if_assigned() IS NOT NULL AND
-		(EXISTS (SELECT FROM fini.queue q WHERE fini._is_mine(q.xmin))
+		(EXISTS (SELECT FROM fini.queue q, LATERAL unnest(coalesce(q.ids, ARRAY[q.id])) AS l(id),
+					LATERAL (SELECT FROM fini.submission s WHERE s.id = l.id AND s.state = 'queued' OFFSET 0) s
+				 WHERE fini._is_mine(q.xmin))
 		 OR EXISTS (SELECT FROM fini.funding_confirmation c WHERE c.state = 'queued' AND fini._is_mine(c.xmin))) THEN
 		RAISE active_sql_transaction USING MESSAGE = 'fini.wait would wait for its own transaction',
 			DETAIL = 'Operations that this transaction has enqueued are sent after it commits.',
@@ -1195,27 +1197,29 @@ CREATE FUNCTION fini._worker(OUT worker_pid integer, OUT worker_state text, OUT 
 LANGUAGE C VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'fini_sql_worker';
 COMMENT ON FUNCTION fini._worker() IS 'what shared memory says of this database''s worker';
 
--- the first of few, for a cancelled one may be listed; there is no more to this than how long ago it was
+-- what is listed may have been cancelled; when that is so of the first hundred rows, what is queued has not been there for longer
 CREATE VIEW fini._oldest_queued AS
-	SELECT (SELECT s.created_at FROM (SELECT q.id, q.ids FROM fini.queue q ORDER BY q.id LIMIT 100) q,
-				LATERAL unnest(coalesce(q.ids, ARRAY[q.id])) AS l(id),
-				LATERAL (SELECT s.created_at FROM fini.submission s WHERE s.id = l.id AND s.state = 'queued' OFFSET 0) s
-			LIMIT 1) AS created_at,
-		(SELECT s.created_at FROM (SELECT q.id, q.ids FROM fini.queue q WHERE q.not_before IS NULL OR q.not_before <= clock_timestamp()
-				ORDER BY q.id LIMIT 100) q,
-				LATERAL unnest(coalesce(q.ids, ARRAY[q.id])) AS l(id),
-				LATERAL (SELECT s.created_at FROM fini.submission s WHERE s.id = l.id AND s.state = 'queued' OFFSET 0) s
-			LIMIT 1) AS due_created_at;
-COMMENT ON VIEW fini._oldest_queued IS 'since when the first operation of the queue is there, and the first of those that are not deferred';
+	SELECT x.due, coalesce(
+		(SELECT s.created_at
+		 FROM (SELECT q.id, q.ids FROM fini.queue q WHERE x.due IS FALSE OR q.not_before IS NULL OR q.not_before <= clock_timestamp()
+			   ORDER BY q.id LIMIT 100) q,
+			LATERAL unnest(coalesce(q.ids, ARRAY[q.id])) AS l(id),
+			LATERAL (SELECT s.created_at FROM fini.submission s WHERE s.id = l.id AND s.state = 'queued' OFFSET 0) s
+		 LIMIT 1),
+		(SELECT s.created_at FROM fini.submission s
+		 WHERE s.id = (SELECT q.id FROM fini.queue q WHERE x.due IS FALSE OR q.not_before IS NULL OR q.not_before <= clock_timestamp()
+					   ORDER BY q.id LIMIT 1 OFFSET 99))) AS created_at
+	FROM (VALUES (false), (true)) AS x(due);
+COMMENT ON VIEW fini._oldest_queued IS 'since when the first operation of the queue is there, and the first of those that are due';
 
 CREATE VIEW fini.status AS
 	SELECT w.worker_pid, w.worker_state, m.armed, m.paused, w.token_expires_at, w.public_key_fetched_at, w.clock_difference,
-		((SELECT coalesce(sum(q.n), 0) FROM fini.queue q)
-		 + (SELECT coalesce(sum(t.n), 0) FROM fini.tally t WHERE t.state = 'queued'))::bigint AS queued,
-		r.sending, r.unknown,
-		least((SELECT o.created_at FROM fini._oldest_queued o), r.oldest) AS oldest_open,
+		n.queued, r.sending, r.unknown,
+		least(CASE WHEN n.queued > 0 THEN (SELECT o.created_at FROM fini._oldest_queued o WHERE NOT o.due) END, r.oldest) AS oldest_open,
 		w.last_error, w.last_error_at
 	FROM fini._worker() w, fini._may_send m,
+		(SELECT ((SELECT coalesce(sum(q.n), 0) FROM fini.queue q)
+				 + (SELECT coalesce(sum(t.n), 0) FROM fini.tally t WHERE t.state = 'queued'))::bigint AS queued OFFSET 0) n,
 		(SELECT coalesce(sum(cardinality(q.members)) FILTER (WHERE q.state = 'sending'), 0)::bigint AS sending,
 				coalesce(sum(cardinality(q.members)) FILTER (WHERE q.state = 'unknown'), 0)::bigint AS unknown,
 				min(q.started_at) AS oldest
@@ -1272,22 +1276,22 @@ COMMENT ON FUNCTION fini.set_deadline(text, timestamptz) IS 'nothing of this IPO
  */
 CREATE VIEW fini.progress AS
 	WITH part AS (
-		SELECT q.ipo_id, min(q.id) AS first_id, sum(q.n) AS queued, (sum(q.n) + k.batch_size - 1) / k.batch_size AS requests,
+		SELECT q.ipo_id, min(q.id) AS first_id, sum(q.n) AS queued, 1 AS kinds, (sum(q.n) + k.batch_size - 1) / k.batch_size AS listed, 0::bigint AS requests,
 			0::bigint AS sending, 0::bigint AS unknown, NULL::text AS state, 0::bigint AS n, 0::bigint AS lately, 0::bigint AS funding
 		FROM fini.queue q, fini._pace() k GROUP BY q.ipo_id, q.operation, k.batch_size
 		UNION ALL
-		SELECT r.ipo_id, min(r.members[1]), 0, count(*) FILTER (WHERE r.state = 'unknown'),
+		SELECT r.ipo_id, min(r.members[1]), 0, 0, 0, count(*) FILTER (WHERE r.state = 'unknown'),
 			coalesce(sum(cardinality(r.members)) FILTER (WHERE r.state = 'sending'), 0)::bigint,
 			coalesce(sum(cardinality(r.members)) FILTER (WHERE r.state = 'unknown'), 0)::bigint, NULL, 0, 0, 0
 		FROM fini.request r WHERE r.state IN ('sending', 'unknown') AND r.operation IS NOT NULL GROUP BY r.ipo_id
 		UNION ALL
-		SELECT t.ipo_id, NULL, CASE WHEN t.state = 'queued' THEN sum(t.n)::bigint ELSE 0 END, 0, 0, 0, t.state, sum(t.n)::bigint,
+		SELECT t.ipo_id, NULL, CASE WHEN t.state = 'queued' THEN sum(t.n)::bigint ELSE 0 END, 0, 0, 0, 0, 0, t.state, sum(t.n)::bigint,
 			coalesce(sum(t.n) FILTER (WHERE t.n > 0 AND t.at > clock_timestamp() - interval '1 minute'), 0)::bigint, 0
 		FROM fini.tally t GROUP BY t.ipo_id, t.state
 		UNION ALL
-		SELECT d.ipo_id, NULL, 0, 0, 0, 0, NULL, 0, 0, 0 FROM fini.deadline d
+		SELECT d.ipo_id, NULL, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0 FROM fini.deadline d
 		UNION ALL
-		SELECT c.ipo_id, NULL, 0, 0, 0, 0, NULL, 0, 0, count(*) FROM fini.funding_confirmation c
+		SELECT c.ipo_id, NULL, 0, 0, 0, 0, 0, 0, NULL, 0, 0, count(*) FROM fini.funding_confirmation c
 		WHERE c.state IN ('queued', 'sending', 'unknown') AND c.ipo_id IS NOT NULL GROUP BY c.ipo_id
 	), ipo AS (
 		SELECT p.ipo_id, min(p.first_id) AS first_id, sum(p.queued)::bigint AS queued, sum(p.sending)::bigint AS sending,
@@ -1297,10 +1301,13 @@ CREATE VIEW fini.progress AS
 			coalesce(sum(p.n) FILTER (WHERE p.state = 'cancelled'), 0)::bigint AS cancelled,
 			coalesce(sum(p.n) FILTER (WHERE p.state = 'failed'), 0)::bigint AS failed,
 			coalesce(sum(p.lately) FILTER (WHERE p.state IN ('accepted', 'rejected')), 0)::bigint AS records_per_minute,
-			sum(p.requests)::bigint AS requests, sum(p.funding)::bigint AS funding_open
+			sum(p.kinds)::bigint AS kinds, sum(p.listed)::bigint AS listed, sum(p.requests)::bigint AS doubted, sum(p.funding)::bigint AS funding_open
 		FROM part p GROUP BY p.ipo_id
 	), served AS (
 		SELECT i.*, d.deadline, d.missed, i.queued + i.sending + i.unknown AS open, k.margin, c.now,
+			-- of what is listed some may have been cancelled
+			i.doubted + CASE WHEN i.queued <= 0 THEN 0
+							 ELSE least(i.listed, (i.queued + k.batch_size - 1) / k.batch_size + i.kinds - 1) END AS requests,
 			coalesce(d.deadline - k.margin <= c.now, false) AS passed
 		FROM ipo i LEFT JOIN fini.deadline d USING (ipo_id), fini._pace() k, (SELECT fini._gateway_now() AS now OFFSET 0) c
 	), ahead AS (
@@ -1402,6 +1409,8 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off SET jit = off AS $$
 	WITH slice AS MATERIALIZED (
 		SELECT max(x.id) AS last FROM (SELECT s.id FROM fini.submission s WHERE s.id > after AND s.id <= upto ORDER BY s.id LIMIT 2000) x
+	), still_listed AS MATERIALIZED (
+		SELECT t.ipo_id FROM fini.tally t WHERE t.state = 'queued' GROUP BY t.ipo_id HAVING sum(t.n) <> 0
 	), old AS MATERIALIZED (
 		SELECT s.* FROM fini.submission s
 		WHERE s.id > after AND s.id <= (SELECT last FROM slice) AND s.state IN ('accepted', 'rejected', 'cancelled', 'failed') AND s.settled_at < before
@@ -1409,8 +1418,9 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 						  WHERE o.own_ref = s.own_ref
 							AND (o.state IN ('queued', 'sending', 'unknown')
 								 -- may still be listed, and has to be there to be taken off the count
-								 OR (o.state = 'cancelled' AND EXISTS (SELECT FROM fini.queue q WHERE q.ipo_id = o.ipo_id
-																	   AND q.operation = o.operation AND q.id <= o.id))))
+								 OR (o.state = 'cancelled' AND o.ipo_id IN (SELECT l.ipo_id FROM still_listed l)
+									 AND EXISTS (SELECT FROM fini.queue q
+												 WHERE q.ipo_id = o.ipo_id AND q.operation = o.operation AND q.id <= o.id))))
 		  AND NOT EXISTS (SELECT FROM fini.unwritten w WHERE w.id = s.id)
 	), superseded AS (
 		SELECT s.id FROM old s
@@ -1716,7 +1726,7 @@ BEGIN
 	WHERE f.state IN ('queued', 'sending', 'unknown');
 	SELECT min(q.not_before) INTO next_due FROM fini.queue q;
 	IF s.queued > 0 THEN
-		SELECT o.due_created_at INTO oldest FROM fini._oldest_queued o;
+		SELECT o.created_at INTO oldest FROM fini._oldest_queued o WHERE o.due;
 	END IF;
 	reason := CASE WHEN s.worker_pid IS NULL THEN 'No worker is running: see worker.'
 		WHEN w.stopped IS NOT NULL THEN 'An endpoint is stopped: see endpoints.'

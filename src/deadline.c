@@ -30,7 +30,6 @@
 #define LOOK_AHEAD_US	INT64CONST(2000000)
 #define LOOK_AHEAD_COST 50		/* at most one part in so many of the time */
 #define RETRY_US		INT64CONST(2000000) /* what somebody else has locked */
-#define FOLD_US			INT64CONST(60000000)
 
 /* the estimate has to come back by so much before the warning is taken back */
 #define MIN_SLACK_US	INT64CONST(1000000)
@@ -42,7 +41,6 @@ static List *deadlines = NIL;
 /* monotonic */
 static int64 fail_due_us = 0;
 static int64 look_ahead_due_us = 0;
-static int64 fold_due_us = 0;
 
 /* how far the group whose operations are being failed has been gone through */
 static char failing_ipo[256];
@@ -74,8 +72,6 @@ static void look_ahead(FiniSlotShared *slot);
 static void judge_outlooks(void *arg);
 static void judge_outlook(FiniSlotShared *slot, const FiniDeadline *deadline);
 static int64 time_left(FiniSlotShared *slot, TimestampTz deadline);
-static void fold(FiniSlotShared *slot);
-static void fold_tally(void *arg);
 static void read_deadlines(void *arg);
 
 bool
@@ -109,8 +105,6 @@ fini_deadline_service(FiniSlotShared *slot)
 	bool		open = false;
 	ListCell   *cell;
 
-	if (now >= fold_due_us)
-		fold(slot);
 	foreach(cell, deadlines)
 	{
 		FiniDeadline *deadline = lfirst(cell);
@@ -358,22 +352,6 @@ static int64
 time_left(FiniSlotShared *slot, TimestampTz deadline)
 {
 	return deadline - (int64) fini_guc_deadline_margin * 1000 - fini_pace_gateway_now(slot);
-}
-
-/* fini.tally; from time to time */
-static void
-fold(FiniSlotShared *slot)
-{
-	char		doing[FINI_TROUBLE_NAME] = "add up fini.tally";
-
-	(void) fini_trouble_guard(slot, doing, fold_tally, NULL);
-	fold_due_us = fini_monotonic_us() + FOLD_US;
-}
-
-static void
-fold_tally(void *arg)
-{
-	fini_outbox_fold_tally();
 }
 
 static void

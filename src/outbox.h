@@ -146,6 +146,9 @@ extern void fini_outbox_passed_over(const char *ipo_id, FiniOperation operation,
  */
 extern int64 fini_outbox_next_due(void);
 
+/* take some of what is no longer queued off the lists; true: they have not all been gone through (outbox_list.c) */
+extern bool fini_outbox_tidy(void);
+
 /* claim up to limit operations for a new request; count 0: nothing to be had */
 extern void fini_outbox_claim(FiniBatch *batch, int limit, MemoryContext into);
 
@@ -204,7 +207,7 @@ extern List *fini_outbox_outlook(MemoryContext into);
 
 /*
  * Fail up to a thousand queued operations of the group with ids greater than
- * *after, which moves on; how many.
+ * *after, which moves on; how many have left the queue, cancelled ones included.
  */
 extern int	fini_outbox_fail_late(const FiniGroup *group, int64 *after);
 

@@ -44,7 +44,7 @@
 #define ROWS_AT_ONCE	1000
 
 /* IPOs of which the operations are gathered for that */
-#define MAX_RUNS		16
+#define MAX_RUNS		64
 
 /* a table with more indexes is left to the executor */
 #define MAX_INDEXES		8
@@ -81,6 +81,7 @@ typedef struct Run
 {
 	const char *ipo_id;
 	int			n;
+	int			room;
 	int64	   *ids;
 } Run;
 
@@ -89,8 +90,8 @@ typedef struct Enqueued
 {
 	Datum		operation;
 	MemoryContext context;
-	int			room;			/* for ids of a run */
 	int			nruns;
+	int			last;			/* the run of the last operation: the next may be of the same */
 	Run			runs[MAX_RUNS];
 } Enqueued;
 
@@ -133,7 +134,7 @@ fini_append(Oid relid, const char *operation, int n, char **own_refs, char **ipo
 	MemoryContext rows = n > ROWS_AT_ONCE ? AllocSetContextCreate(context, "fini portion", ALLOCSET_DEFAULT_SIZES) : context;
 	MemoryContext old = MemoryContextSwitchTo(context);
 	int			at_once = Min(n, ROWS_AT_ONCE);
-	Enqueued	enqueued = {.operation = CStringGetTextDatum(operation), .context = context, .room = at_once};
+	Enqueued	enqueued = {.operation = CStringGetTextDatum(operation), .context = context};
 	Datum		state = CStringGetTextDatum("queued");
 	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	Oid			sequence;
@@ -213,10 +214,16 @@ list_operation(Opened *queue, Enqueued *enqueued, const char *ipo_id, int64 id)
 {
 	Run		   *run = run_of(enqueued, ipo_id);
 
-	if (run == NULL || run->n == enqueued->room)
+	if (run == NULL || run->n == ROWS_AT_ONCE)
 	{
 		write_runs(queue, enqueued);
 		run = run_of(enqueued, ipo_id);
+	}
+	if (run->n == run->room)
+	{
+		run->room = run->room == 0 ? 1 : Min(run->room * 4, ROWS_AT_ONCE);
+		run->ids = run->ids == NULL ? MemoryContextAlloc(enqueued->context, sizeof(int64) * run->room) :
+			repalloc(run->ids, sizeof(int64) * run->room);
 	}
 	run->ids[run->n++] = id;
 }
@@ -229,16 +236,20 @@ run_of(Enqueued *enqueued, const char *ipo_id)
 
 	for (int i = 0; i < enqueued->nruns; i++)
 	{
-		if (strcmp(enqueued->runs[i].ipo_id, ipo_id) == 0)
-			return &enqueued->runs[i];
+		int			at = (enqueued->last + i) % enqueued->nruns;
+
+		if (strcmp(enqueued->runs[at].ipo_id, ipo_id) == 0)
+		{
+			enqueued->last = at;
+			return &enqueued->runs[at];
+		}
 	}
 	if (enqueued->nruns == MAX_RUNS)
 		return NULL;
+	enqueued->last = enqueued->nruns;
 	run = &enqueued->runs[enqueued->nruns++];
 	run->ipo_id = ipo_id;
 	run->n = 0;
-	if (run->ids == NULL)
-		run->ids = MemoryContextAlloc(enqueued->context, sizeof(int64) * enqueued->room);
 	return run;
 }
 
@@ -250,7 +261,7 @@ write_runs(Opened *queue, Enqueued *enqueued)
 		fill_queued(queue->slots[0], &enqueued->runs[i], enqueued->operation);
 		insert_rows(queue, 1);
 	}
-	enqueued->nruns = 0;
+	enqueued->nruns = enqueued->last = 0;
 }
 
 static void

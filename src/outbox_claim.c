@@ -379,10 +379,14 @@ note_kin(TupleTableSlot *own, TupleTableSlot *other, Kin *kin, MemoryContext int
 static bool
 start_member(FiniStore *store, TupleTableSlot *row, const Kin *kin, const char *request_id, FiniMember *member, MemoryContext into)
 {
-	TupleTableSlot *edited = fini_store_edit(&store->submission, row);
+	TupleTableSlot *edited;
 	bool		isnull;
 	int			attempts = DatumGetInt32(fini_store_column(row, FINI_SUBMISSION_ATTEMPTS, &isnull)) + 1;
 
+	/* an update cannot be told not to wait; what is locked it need not wait for */
+	if (fini_store_lock(store, row, false) != TM_Ok)
+		return false;
+	edited = fini_store_edit(&store->submission, row);
 	fini_store_set_text(edited, FINI_SUBMISSION_STATE, "sending");
 	fini_store_set_text(edited, FINI_SUBMISSION_REQUEST_ID, request_id);
 	fini_store_set(edited, FINI_SUBMISSION_ATTEMPTS, Int32GetDatum(attempts), false);
@@ -390,8 +394,7 @@ start_member(FiniStore *store, TupleTableSlot *row, const Kin *kin, const char *
 	fini_store_set_text(edited, FINI_SUBMISSION_NOT_BEFORE, NULL);
 	fini_store_set_text(edited, FINI_SUBMISSION_ERROR_CODE, NULL);
 	fini_store_set_text(edited, FINI_SUBMISSION_ERROR_MESSAGE, NULL);
-	if (!fini_store_try_write(store, row, &member->place))
-		return false;
+	fini_store_write(store, row, &member->place);
 
 	fini_outbox_member(row, member, into);
 	member->attempts = attempts;

@@ -108,11 +108,11 @@ fini_outbox_fail_late(const FiniGroup *group, int64 *after)
 	fini_store_close(store);
 	fini_outbox_tally_gone(group->ipo_id, gone);
 	if (batch.count == 0)
-		return 0;
+		return (int) gone;
 	fini_outbox_late(&batch);
 	fini_outbox_settle(&batch, NULL);
 	fini_outbox_missed(&batch);
-	return batch.count;
+	return batch.count + (int) gone;
 }
 
 void

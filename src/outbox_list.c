@@ -1,6 +1,11 @@
 /*
  * outbox_list.c
- *		What a row of fini.queue lists, and operations taken from it by users.
+ *		What a row of fini.queue lists, operations taken from it by users, and what
+ *		they leave behind.
+ *
+ * A claim takes what has been cancelled off the lists as it comes by.  Where
+ * nothing is claimed, or not for long, they are tidied: a slice at a time, and
+ * for a small part of the time.
  */
 #include "postgres.h"
 
@@ -14,6 +19,25 @@
 
 PG_FUNCTION_INFO_V1(fini_sql_take);
 
+/* a slice of tidying ends after so many that are listed */
+#define TIDIED_AT_ONCE	50000
+
+/* IPOs of which something is listed that is not queued any more */
+static FiniStatement untidy_statement = {
+	.sql = "SELECT ipo_id FROM fini.tally WHERE state = 'queued' GROUP BY ipo_id HAVING sum(n) <> 0 ORDER BY ipo_id",
+	.keep_plan = true
+};
+
+/* where the next slice begins; ipo_id NULL: at the beginning */
+static struct
+{
+	char	   *ipo_id;
+	int			operation;
+	int64		after;
+}			reached;
+
+static bool tidy_ipo(FiniStore *store, const char *ipo_id, int64 *seen, int64 *gone);
+static void remember(const char *ipo_id, int operation, int64 after);
 static int	take(int n, int64 *ids, int64 *taken, int *ntaken);
 
 void
@@ -43,8 +67,8 @@ fini_list_next(FiniList *list)
 		TupleTableSlot *operation = fini_store_find(list->store, list->ids[list->next++]);
 
 		if (operation == NULL)
-			continue;			/* somebody has deleted it */
-		if (fini_store_text_is(operation, FINI_SUBMISSION_STATE, "queued"))
+			fini_list_keep(list);	/* somebody has written to our tables, and may not be through with it */
+		else if (fini_store_text_is(operation, FINI_SUBMISSION_STATE, "queued"))
 			return operation;
 		list->gone++;
 	}
@@ -71,6 +95,89 @@ fini_list_end(FiniList *list)
 	first = list->kept + left > 0 ? list->ids[0] : PG_INT64_MAX;
 	pfree(list->ids);
 	return first;
+}
+
+bool
+fini_outbox_tidy(void)
+{
+	int64		seen = 0;
+	int			n;
+	int			first = 0;
+	const char **ipo_ids;
+	FiniStore  *store;
+
+	(void) fini_outbox_execute(&untidy_statement, NULL, NULL, 0);
+	n = (int) SPI_processed;
+	ipo_ids = palloc(sizeof(char *) * Max(1, n));
+	for (int i = 0; i < n; i++)
+	{
+		ipo_ids[i] = fini_outbox_column(i, 1, CurrentMemoryContext);
+		if (reached.ipo_id != NULL && strcmp(ipo_ids[i], reached.ipo_id) == 0)
+			first = i;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	if (n == 0 || reached.ipo_id == NULL || strcmp(ipo_ids[first], reached.ipo_id) != 0)
+		remember(NULL, 0, PG_INT64_MIN);
+
+	for (int i = first; i < n; i++)
+	{
+		int64		gone = 0;
+		bool		through;
+
+		store = fini_store_open();
+		through = tidy_ipo(store, ipo_ids[i], &seen, &gone);
+		fini_store_close(store);
+		fini_outbox_tally_gone(ipo_ids[i], gone);
+		if (!through)
+			break;
+	}
+	return reached.ipo_id != NULL;
+}
+
+/* false: the slice is at its end */
+static bool
+tidy_ipo(FiniStore *store, const char *ipo_id, int64 *seen, int64 *gone)
+{
+	TupleTableSlot *queued = fini_store_slot(&store->queue);
+
+	for (int operation = reached.operation; operation <= FINI_OPERATION_INVALIDATE; operation++)
+	{
+		fini_store_begin_queue(store, ipo_id, fini_outbox_operation_name(operation), reached.after);
+		while (fini_store_next_in_queue(store, queued))
+		{
+			FiniList	list;
+			bool		isnull;
+
+			CHECK_FOR_INTERRUPTS();
+			fini_list_begin(&list, store, queued);
+			while (fini_list_next(&list) != NULL)
+				fini_list_keep(&list);
+			*seen += list.n;
+			*gone += list.gone;
+			(void) fini_list_end(&list);
+			if (*seen >= TIDIED_AT_ONCE || *gone >= FINI_LIST_MOST_GONE)
+			{
+				remember(ipo_id, operation, DatumGetInt64(fini_store_column(queued, FINI_QUEUE_ID, &isnull)));
+				return false;
+			}
+		}
+		reached.after = PG_INT64_MIN;
+	}
+	remember(NULL, 0, PG_INT64_MIN);
+	return true;
+}
+
+/* outlives the transaction; what does not commit is found untidy again, at the latest the next time round */
+static void
+remember(const char *ipo_id, int operation, int64 after)
+{
+	char	   *kept = ipo_id != NULL ? MemoryContextStrdup(TopMemoryContext, ipo_id) : NULL;
+
+	if (reached.ipo_id != NULL)
+		pfree(reached.ipo_id);
+	reached.ipo_id = kept;
+	reached.operation = operation;
+	reached.after = after;
 }
 
 /*

@@ -48,7 +48,6 @@ static const char *const queue_columns[] = {"ipo_id", "operation", "id", "not_be
 
 static void open_own_table(FiniStoreTable *table, const char *name, bool is_queue);
 static Relation index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncolumns);
-static bool write_operation(FiniStore *store, TupleTableSlot *slot, ItemPointer place, bool wait);
 static void changed_meanwhile(void) pg_attribute_noreturn();
 static void begin_queue_scan(FiniStore *store, int nkeys, ScanKey keys);
 static void make_room(FiniStore *store, BlockNumber block);
@@ -338,24 +337,23 @@ fini_store_set_text(TupleTableSlot *edited, int column, const char *text)
 void
 fini_store_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place)
 {
-	if (!write_operation(store, slot, place, true))
-		changed_meanwhile();
-}
+	ItemPointerData tid = slot->tts_tid;
 
-bool
-fini_store_try_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place)
-{
-	return write_operation(store, slot, place, false);
+	ExecStoreVirtualTuple(store->submission.edited);
+	if (fini_store_replace(&store->submission, &tid, store->snapshot) != TM_Ok)
+		changed_meanwhile();
+	if (place != NULL)
+		*place = tid;
 }
 
 TM_Result
-fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot, bool wait)
+fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot)
 {
 	TM_FailureData failure;
 	LockTupleMode lockmode;
 	FiniCompatUpdateIndexes indexes;
 	TM_Result	result = table_tuple_update(table->rel, tid, table->edited, GetCurrentCommandId(true), snapshot,
-											InvalidSnapshot, wait, &failure, &lockmode, &indexes);
+											InvalidSnapshot, true, &failure, &lockmode, &indexes);
 
 	if (result == TM_Ok && fini_compat_any_index(indexes))
 		list_free(fini_compat_insert_index_tuples(table->result, table->edited, table->estate, true, indexes));
@@ -417,19 +415,6 @@ index_on(FiniStoreTable *table, Oid method, const char *const *columns, int ncol
 			return index;
 	}
 	missing(psprintf("index on column %s of table %s", columns[0], RelationGetRelationName(table->rel)));
-}
-
-static bool
-write_operation(FiniStore *store, TupleTableSlot *slot, ItemPointer place, bool wait)
-{
-	ItemPointerData tid = slot->tts_tid;
-
-	ExecStoreVirtualTuple(store->submission.edited);
-	if (fini_store_replace(&store->submission, &tid, store->snapshot, wait) != TM_Ok)
-		return false;
-	if (place != NULL)
-		*place = tid;
-	return true;
 }
 
 static void

@@ -126,9 +126,6 @@ extern void fini_store_set(TupleTableSlot *edited, int column, Datum value, bool
 extern void fini_store_set_text(TupleTableSlot *edited, int column, const char *text);	/* NULL: null */
 extern void fini_store_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place);	/* NULL, or where it is now */
 
-/* the same, unless somebody else works on it, or has changed it; waits for nobody */
-extern bool fini_store_try_write(FiniStore *store, TupleTableSlot *slot, ItemPointer place);
-
 /*
  * For any table (source_place.c): opened with its indexes, the relation closed
  * with it; and the edited row put in the place of the one that is there, with
@@ -136,7 +133,7 @@ extern bool fini_store_try_write(FiniStore *store, TupleTableSlot *slot, ItemPoi
  */
 extern void fini_store_open_table(FiniStoreTable *table, Relation rel);
 extern void fini_store_close_table(FiniStoreTable *table);
-extern TM_Result fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot, bool wait);	/* tid: where it is then */
+extern TM_Result fini_store_replace(FiniStoreTable *table, ItemPointer tid, Snapshot snapshot);	/* tid: where it is then */
 
 /* --- the tables themselves, for who opens them by himself (outbox_append.c) --- */
 

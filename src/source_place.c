@@ -152,5 +152,5 @@ write_one(FiniSource *source, FiniStoreTable *table, TupleTableSlot *slot, const
 	ExecStoreVirtualTuple(edited);
 	if (RelationGetDescr(table->rel)->constr != NULL)
 		ExecConstraints(table->result, edited, table->estate);
-	return fini_store_replace(table, &tid, GetActiveSnapshot(), true) == TM_Ok;
+	return fini_store_replace(table, &tid, GetActiveSnapshot()) == TM_Ok;
 }

@@ -51,6 +51,7 @@
 #include "settings.h"
 #include "shared.h"
 #include "throttle.h"
+#include "tidy.h"
 #include "token.h"
 #include "trouble.h"
 #include "user_code.h"
@@ -282,7 +283,10 @@ run(void)
 
 		timeout = shortest(timeout, fini_token_service(slot));
 		if (fits)
+		{
 			timeout = shortest(timeout, fini_deadline_service(slot));
+			timeout = shortest(timeout, fini_tidy_service(slot));
+		}
 		if (may_send)
 		{
 			if (!recovered)

@@ -115,6 +115,9 @@ subtest 'many of them are being worked on' => sub {
 
 subtest 'what is cancelled stays listed until the worker comes by' => sub {
 	$fini->sql('select fini.pause()');
+	$fini->wait_for(q{select worker_state = 'idle' from fini.status}, 'the worker to have nothing to do');
+	my $worker = $fini->sql('select worker_pid from fini.status');
+	kill 'STOP', $worker or die "cannot stop the worker: $!";
 	$fini->sql(insert('some', 300, '1234', '3456'));
 	is($fini->sql(q{select fini.cancel('applications', array(select 'some' || g from generate_series(0, 99) g))}), 100, 'cancelled by own_ref');
 	is(queued('some are cancelled'), 200, 'queued');
@@ -124,8 +127,18 @@ subtest 'what is cancelled stays listed until the worker comes by' => sub {
 	$fini->sql(q{update applications set ipo_id = '5678' where own_ref = 'some200'});
 	is(queued('one has moved'), 150, 'queued');
 	is($fini->sql(q{select count(*) from fini._listed}), 301, 'all of them are listed');
-	is($fini->sql(q{select to_char(oldest_open, 'YYYY') is not null from fini.status}), 't', 'the oldest is known');
-	is($fini->sql(q{select fini.cancel('applications')}), 150, 'all that is left is cancelled');
+	is($fini->sql(q{select oldest_open = (select min(created_at) from fini.submission where state = 'queued') from fini.status}), 't', 'the oldest is known');
+
+	# as many rows of one each, and some time ago
+	$fini->sql(insert("single$_", 1)) for 1 .. 120;
+	$fini->sql(q{update fini.submission set created_at = created_at - interval '1 day'});
+	$fini->sql(q{select fini.cancel('applications', array(select own_ref from applications where own_ref like 'some%' or own_ref like 'single%'))});
+	$fini->sql(insert('after', 60));
+	is(queued('all before it are cancelled'), 60, 'queued');
+	is($fini->sql(q{select oldest_open <= (select min(created_at) from fini.submission where state = 'queued') from fini.status}), 't', 'it is not older than that');
+	is($fini->sql(q{select queued || ' ' || to_char(estimated_finish - clock_timestamp(), 'MI') from fini.progress where ipo_id = '1234'}), '60 00',
+		'what is cancelled needs no request');
+	is($fini->sql(q{select fini.cancel('applications')}), 60, 'all that is left is cancelled');
 	is(queued('all are cancelled'), 0, 'queued');
 	is($fini->sql(q{select fini.wait()}), 't', 'nothing to wait for');
 	is($fini->sql(q{select oldest_open from fini.status}), '', 'nothing is open');
@@ -136,8 +149,11 @@ subtest 'what is cancelled stays listed until the worker comes by' => sub {
 	$fini->sql(q{delete from applications where own_ref like 'some%'});
 	$fini->sql(q{select fini.purge('1 day')});
 	is($fini->sql(q{select count(*) from fini.submission where own_ref like 'some%'}), 301, 'nor purged');
-	$fini->sql('select fini.resume()');
+
+	# it comes by although it is paused
+	kill 'CONT', $worker;
 	$fini->wait_for('select not exists (select from fini.queue)', 'the queue to be empty');
+	$fini->sql('select fini.resume()');
 	is(queued('the worker has come by'), 0, 'queued');
 	is($fini->sql(q{select coalesce(sum(n), 0) from fini.tally where state = 'queued'}), 0, 'nothing is to be taken off any more');
 	is($fini->sql(q{select fini.purge('1 day')}), 301, 'then it is purged');
