@@ -275,7 +275,7 @@ void
 fini_store_list(FiniStore *store, TupleTableSlot *slot, int n, const int64 *ids)
 {
 	FiniStoreTable *queue = &store->queue;
-	TupleTableSlot *edited = n > 0 ? fini_store_edit(queue, slot) : NULL;
+	TupleTableSlot *edited;
 	TM_FailureData failure;
 
 	/* nobody changes it but the worker, who is one */
@@ -284,6 +284,7 @@ fini_store_list(FiniStore *store, TupleTableSlot *slot, int n, const int64 *ids)
 		changed_meanwhile();
 	if (n == 0)
 		return;
+	edited = fini_store_edit(queue, slot);
 	fini_store_set(edited, FINI_QUEUE_ID, Int64GetDatum(ids[0]), false);
 	fini_store_set(edited, FINI_QUEUE_N, Int32GetDatum(n), false);
 	fini_store_set(edited, FINI_QUEUE_IDS, n > 1 ? fini_outbox_int8_array(n, ids) : (Datum) 0, n == 1);
