@@ -9,6 +9,7 @@
 #include "answer.h"
 #include "encoding.h"
 #include "envelope.h"
+#include "secret.h"
 
 /* of an answer; far beyond a page of 1000 records */
 #define MAX_ENTRIES		100000
@@ -16,6 +17,7 @@
 static bool is_array(const FiniValue *value);
 static bool is_object(const FiniValue *value);
 static int	entry_number(const FiniValue *object);
+static void cleanse_text(const char **text);
 static bool first_exception(const FiniValue *object, const char **code, const char **message);
 
 FiniAnswer *
@@ -92,6 +94,29 @@ fini_answer_entry(const FiniAnswer *answer, int i, FiniAnswerEntry *entry)
 	entry->own_ref = fini_value_member_text(object, "ownRef");
 	entry->rejected = first_exception(object, &entry->error_code, &entry->error_message);
 	return true;
+}
+
+void
+fini_answer_entry_done(FiniAnswerEntry *entry)
+{
+	cleanse_text(&entry->error_code);
+	cleanse_text(&entry->error_message);
+}
+
+void
+fini_answer_done(FiniAnswer *answer)
+{
+	cleanse_text(&answer->message);
+	cleanse_text(&answer->exception_message);
+}
+
+static void
+cleanse_text(const char **text)
+{
+	/* those that are empty need not be ours */
+	if (*text != NULL && (*text)[0] != '\0')
+		fini_secret_cleanse(unconstify(char *, *text), strlen(*text));
+	*text = "";
 }
 
 char *

@@ -53,6 +53,10 @@ extern bool fini_answer_object(const FiniAnswer *answer, int i, const FiniValue 
 /* element i of an answer to add, change, invalidate or confirm */
 extern bool fini_answer_entry(const FiniAnswer *answer, int i, FiniAnswerEntry *entry);
 
+/* texts of refusals may quote what was sent: once they have been cleaned, what they were is cleansed */
+extern void fini_answer_entry_done(FiniAnswerEntry *entry);
+extern void fini_answer_done(FiniAnswer *answer);
+
 /*
  * A gateway's text for tables, logs and messages: clipped, control characters
  * replaced, and encrypted fields, personal values and secrets of what was sent

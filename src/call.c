@@ -58,7 +58,16 @@ fini_call_send(FiniCall *call, FiniAccess *access)
 void
 fini_call_finish(FiniCall *call, FiniSlotShared *slot)
 {
-	MemoryContext old = MemoryContextSwitchTo(call->attempt);
+	MemoryContext old;
+
+	/* where there was no memory for it once it is tried again */
+	if (call->reading != NULL)
+		MemoryContextDelete(call->reading);
+	call->reading = NULL;
+	call->answer = NULL;
+	call->sent = NULL;
+	call->reading = AllocSetContextCreate(call->attempt, "fini call answer", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(call->reading);
 
 	fini_throttle_give_back(&call->ticket);
 	call->http_status = call->http.outcome == FINI_HTTP_ANSWERED ? call->http.status : 0;
@@ -275,6 +284,7 @@ prepare(FiniCall *call, FiniAccess *access)
 
 	/* the last attempt's leavings */
 	MemoryContextReset(call->attempt);
+	call->reading = NULL;
 	call->envelope = NULL;
 	call->sent = NULL;
 	call->answer = NULL;
@@ -341,6 +351,8 @@ judge(FiniCall *call)
 	strlcpy(call->message, message[0] == '\0' ? message :
 			call->http.outcome != FINI_HTTP_ANSWERED || message == problem ? fini_answer_clean_text(message, NULL) :
 			fini_call_clean_text(call, message), sizeof(call->message));
+	if (call->answer != NULL)
+		fini_answer_done(call->answer);
 }
 
 /* NULL, and what is the matter, when it cannot be read */
@@ -412,7 +424,7 @@ open_answer(FiniCall *call, const char **problem)
 			reason = "the answer is not the JSON object that it should be, or a field of it is no text when decrypted";
 		else
 			PG_RE_THROW();
-		MemoryContextSwitchTo(call->attempt);
+		MemoryContextSwitchTo(call->reading);
 		FlushErrorState();
 	}
 	PG_END_TRY();

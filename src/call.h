@@ -37,6 +37,7 @@ typedef struct FiniCall
 
 	/* while it is under way */
 	MemoryContext attempt;		/* of the last sending and its answer */
+	MemoryContext reading;		/* within it: what was made of the answer; NULL: nothing yet */
 	FiniHttpRequest http;
 	FiniTicket	ticket;			/* taken by the caller before fini_call_send */
 	FiniEnvelope *envelope;

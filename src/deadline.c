@@ -189,7 +189,7 @@ stop_flight(void *arg)
 {
 	FiniFlight *flight = arg;
 
-	MemoryContextSwitchTo(flight->context);
+	MemoryContextSwitchTo(flight->step);
 	if (flight->doubted)
 	{
 		strlcpy(flight->call->code, "deadline", sizeof(flight->call->code));

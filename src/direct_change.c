@@ -412,6 +412,7 @@ take(FiniCall *call, int n, Entry *entries)
 		{
 			entry->error_code = answer.error_code[0] != '\0' ? fini_call_clean_text(call, answer.error_code) : "rejected";
 			entry->error_message = fini_call_clean_text(call, answer.error_message);
+			fini_answer_entry_done(&answer);
 		}
 		else
 			entry->new_record_id = answer.record_id != NULL ? pstrdup(answer.record_id) : entry->record_id;

@@ -330,7 +330,6 @@ fini_flight_commit(void)
 	SPI_finish();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	pgstat_report_stat(true);
 }
 
 static void

@@ -31,6 +31,7 @@ typedef struct FiniFlight
 	MemoryContext context;
 	FiniBatch	batch;
 	MemoryContext rows;			/* of rows that were read again; NULL: none */
+	MemoryContext step;			/* of the guarded step at hand; goes with it when it is refused, with the flight when it is not */
 	FiniCall   *call;			/* NULL until its payload is built */
 	FiniFlightState state;
 	bool		unread;			/* nobody has looked at the answer yet */

@@ -129,7 +129,7 @@ claim(void *arg)
 				what->next_due_us = Min(what->next_due_us, fini_trouble_retry_us());
 				continue;
 			}
-			strlcpy(what->doing, doing, sizeof(what->doing));
+			fini_trouble_rename(what->doing, doing);
 			what->claimed = claim_group(flight, group);
 			if (what->claimed)
 				break;

@@ -97,14 +97,17 @@ fini_flight_guard(FiniSlotShared *slot, FiniFlight *flight, const char *what, vo
 		return false;
 	members = MemoryContextAlloc(flight->context, Max(1, size));
 	memcpy(members, flight->batch.members, size);
+	flight->step = AllocSetContextCreate(flight->context, "fini flight step", ALLOCSET_SMALL_SIZES);
 	done = fini_trouble_guard(slot, doing, body, arg);
 	if (!done)
 	{
 		MemoryContext rows = flight->rows;
+		MemoryContext step = flight->step;
 
 		*flight = flight_before;
 		flight->rows = rows;
 		memcpy(flight->batch.members, members, size);
+		MemoryContextDelete(step);
 	}
 	pfree(members);
 	return done;
@@ -187,7 +190,7 @@ conclude(void *arg)
 	FiniEndpointState *endpoint = fini_flight_endpoint(flight->batch.operation);
 	FiniCall   *call = flight->call;
 
-	MemoryContextSwitchTo(flight->context);
+	MemoryContextSwitchTo(flight->step);
 	flight->state = FINI_FLIGHT_READY;
 	if (call->verdict == FINI_VERDICT_PROCESSED)
 		take_outcomes(flight);
@@ -325,12 +328,16 @@ take_outcomes(FiniFlight *flight)
 
 		if (!fini_answer_entry(answer, i, &entry) || (member = member_of_entry(flight, &entry)) == NULL ||
 			member->state != NULL)
+		{
+			fini_answer_entry_done(&entry);
 			continue;
+		}
 		if (entry.rejected)
 		{
 			member->state = "rejected";
 			member->error_code = entry.error_code[0] != '\0' ? fini_call_clean_text(flight->call, entry.error_code) : "rejected";
 			member->error_message = fini_call_clean_text(flight->call, entry.error_message);
+			fini_answer_entry_done(&entry);
 		}
 		else if (entry.record_id != NULL || flight->batch.operation != FINI_OPERATION_ADD)
 		{
@@ -372,7 +379,7 @@ set_aside(void *arg)
 {
 	FiniFlight *flight = arg;
 
-	MemoryContextSwitchTo(flight->context);
+	MemoryContextSwitchTo(flight->step);
 	if (flight->doubted && !flight->refused)
 	{
 		flight->refused = true;

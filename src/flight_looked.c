@@ -113,7 +113,7 @@ judge(void *arg)
 	char		request_id[FINI_REQUEST_ID_LEN + 1];
 	bool		again = false;
 
-	MemoryContextSwitchTo(flight->context);
+	MemoryContextSwitchTo(flight->step);
 	fini_outbox_settle(&flight->batch, NULL);
 	fini_flight_keep_open_members(flight);
 	if (flight->batch.count > 0)

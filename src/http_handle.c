@@ -13,7 +13,8 @@
  * it is only one that has brought a request without a body to a good end; the
  * headers, the token among them, are ours, and libcurl frees its copy of
  * them, cleansed as all of its memory, when the transfer is done.  Versions of
- * which that is not known keep no handle.
+ * which that is not known keep no handle.  The headers of the answer stay with
+ * the handle until the next request: one with a cookie is not kept.
  */
 #include "postgres.h"
 

@@ -49,6 +49,7 @@ typedef struct FiniTransfer
 	bool		fresh;			/* it was given a new one for that */
 	bool		resend_refused; /* it wanted to once more */
 	bool		too_large;
+	bool		cookie;			/* the answer brought one, which libcurl keeps with the handle's other headers */
 	bool		too_late;		/* it was about to send after the time given */
 	char		message[CURL_ERROR_SIZE];
 

@@ -161,7 +161,7 @@ fini_transfer_destroy(FiniTransfer *transfer)
 		return;
 	if (transfer->easy != NULL)
 	{
-		bool		well = transfer->finished && transfer->result == CURLE_OK;
+		bool		well = transfer->finished && transfer->result == CURLE_OK && !transfer->cookie;
 
 		fini_handle_close(transfer->easy, well && set_pointers(transfer->easy, NULL, NULL) == CURLE_OK);
 	}
@@ -313,6 +313,7 @@ static size_t
 read_header(char *data, size_t size, size_t count, void *arg)
 {
 	static const char name[] = "Retry-After:";
+	static const char cookie[] = "Set-Cookie";
 	FiniTransfer *transfer = arg;
 	Size		len = size * count;
 
@@ -322,6 +323,8 @@ read_header(char *data, size_t size, size_t count, void *arg)
 		transfer->too_large = true;
 		return 0;
 	}
+	if (len > strlen(cookie) && pg_strncasecmp(data, cookie, strlen(cookie)) == 0)
+		transfer->cookie = true;
 	if (len > strlen(name) && pg_strncasecmp(data, name, strlen(name)) == 0)
 		transfer->retry_after = parse_retry_after(data + strlen(name), len - strlen(name));
 	return len;

@@ -7,6 +7,7 @@
 #include "access/xact.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
@@ -34,6 +35,7 @@ static int64 told_us = 0;
 static int64 retry_us = 0;		/* of what was refused or found waiting last */
 
 static Trouble *find(const char *work);
+static bool is_locked_out(const char *work);
 static void set_lock_timeout(const char *timeout);
 static void note(FiniSlotShared *slot, const char *work, const ErrorData *error);
 static void forget(int64 now);
@@ -43,12 +45,13 @@ static void over(const char *work);
 bool
 fini_trouble_guard(FiniSlotShared *slot, char *work, void (*body) (void *arg), void *arg)
 {
-	Trouble    *trouble = troubles != NIL ? find(work) : NULL;
-	bool		locked_out = trouble != NULL && trouble->sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
+	bool		locked_out = is_locked_out(work);
+	char		called[FINI_TROUBLE_NAME];
 	ErrorData  *error;
 
 	if (fini_trouble_waits(work))
 		return false;
+	strlcpy(called, work, sizeof(called));
 	if (locked_out)
 		set_lock_timeout(LOCKED_OUT_TIMEOUT);
 	error = fini_trouble_try(body, arg);
@@ -61,8 +64,20 @@ fini_trouble_guard(FiniSlotShared *slot, char *work, void (*body) (void *arg), v
 		return false;
 	}
 	if (troubles != NIL)
+	{
 		over(work);
+		over(called);
+	}
 	return true;
+}
+
+void
+fini_trouble_rename(char *work, const char *name)
+{
+	strlcpy(work, name, FINI_TROUBLE_NAME);
+	/* until the end of the transaction */
+	if (is_locked_out(work))
+		(void) set_config_option("lock_timeout", LOCKED_OUT_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE, GUC_ACTION_LOCAL, true, 0, false);
 }
 
 ErrorData *
@@ -86,6 +101,9 @@ fini_trouble_try(void (*body) (void *arg), void *arg)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(old);
+	/* an error of this would not be a refusal: the transaction has been committed */
+	if (error == NULL)
+		pgstat_report_stat(true);
 	return error;
 }
 
@@ -152,6 +170,15 @@ find(const char *work)
 			return trouble;
 	}
 	return NULL;
+}
+
+/* has a lock been waited for in vain? */
+static bool
+is_locked_out(const char *work)
+{
+	Trouble    *trouble = troubles != NIL ? find(work) : NULL;
+
+	return trouble != NULL && trouble->sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
 }
 
 /* outside transactions, so that no rollback undoes it */

@@ -37,6 +37,12 @@ extern ErrorData *fini_trouble_try(void (*body) (void *arg), void *arg);
  */
 extern bool fini_trouble_guard(FiniSlotShared *slot, char *work, void (*body) (void *arg), void *arg);
 
+/*
+ * body knows better what it is about to do: from now on the work is called so.
+ * Within body only.
+ */
+extern void fini_trouble_rename(char *work, const char *name);
+
 /* a name that was cut off ends where a character does */
 extern void fini_trouble_clip(char *work);
 

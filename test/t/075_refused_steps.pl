@@ -274,6 +274,26 @@ refuses 'a look at the catalogs', 'pg_extension',
 		$fini->wait_for(accepted('applications', 'AFTER', 5), 'rows to be sent', 60);
 	};
 
+# --- claims of submissions, which know only in the middle what they are about to claim ---
+
+refuses 'the claims of three groups, by a lock', 'fini.request',
+	lock => 1, locks_all => 1, says => 'claim add operations of IPO "\\d+"',
+	begin => sub { $fini->insert_rows('applications', "GROUP$_-", 5, $_) for qw(1234 3456 5678) },
+	meanwhile => sub {
+		my %waits;
+		my $query = 'select extract(epoch from waitstart), extract(epoch from clock_timestamp() - waitstart) from pg_locks where not granted and waitstart is not null and pid = ' . worker();
+		$fini->wait_for(sub {
+			for (split /\n/, $fini->sql($query))
+			{
+				my ($start, $lasted) = split /\|/;
+				$waits{$start} = $lasted;
+			}
+			return keys %waits >= 8 }, 'eight waits for the lock', 90);
+		my @after_the_first = (map { $waits{$_} } sort { $a <=> $b } keys %waits)[3 .. 7];
+		is(scalar(grep { $_ > 3 } @after_the_first), 0, 'once each group has waited in vain it is tried for a moment only') or diag "@after_the_first";
+	},
+	end => sub { $fini->wait_for(accepted('applications', 'GROUP', 15), 'the rows to be accepted', 60) };
+
 is($fini->stats->{duplicates}, 0, 'nothing twice');
 is($fini->stats->{duplicate_adds}, 0, 'no application twice');
 $fini->sql('create view everything as select * from applications union all select * from beside');
