@@ -70,7 +70,8 @@ fini_list_next(FiniList *list)
 			fini_list_keep(list);	/* somebody has written to our tables, and may not be through with it */
 		else if (fini_store_text_is(operation, FINI_SUBMISSION_STATE, "queued"))
 			return operation;
-		list->gone++;
+		else
+			list->gone++;
 	}
 	return NULL;
 }

@@ -161,6 +161,25 @@ subtest 'what is cancelled stays listed until the worker comes by' => sub {
 	is($fini->sql('select fini.recount()'), 0, 'no count was wrong');
 };
 
+# as a restore of data alone may have it: the queue first, the operations later
+subtest 'what is listed and not there' => sub {
+	my $later = $fini->sql(q{select nextval('fini.submission_id_seq') + 100});
+	$fini->sql("insert into fini.queue (ipo_id, operation, id, n, ids) values ('1234', 'add', $later, 2, array[$later, $later + 1])");
+	$fini->sql(insert('near', 3));
+	$fini->wait_for(q{select count(*) = 3 from applications where own_ref like 'near%' and fini_state = 'accepted'}, 'others to be accepted');
+	$fini->sql('select fini._wake()') for 1 .. 5;
+	$fini->wait_for(q{select worker_state = 'idle' from fini.status}, 'the worker to have looked');
+	is($fini->sql("select n from fini.queue where id = $later"), 2, 'it stays listed');
+	is($fini->sql(q{select coalesce(sum(n), 0) from fini.tally where state = 'queued'}), 0, 'and is not taken for cancelled');
+	$fini->sql("insert into fini.submission (id, relation, own_ref, ipo_id, operation) overriding system value
+		select $later + g, 'applications', 'later' || g, '1234', 'add' from generate_series(0, 1) g");
+	$fini->sql(q{set session_replication_role = replica; insert into applications (own_ref, ipo_id, app_quantity, id_type, id_country_jurisdiction, id_num, full_name_eng)
+		select 'later' || g, '1234', 1000, 'PASSPORT', 'GBR', 'PL' || g, 'DOE, Jane' from generate_series(0, 1) g});
+	$fini->sql('select fini._wake()');
+	$fini->wait_for(q{select count(*) = 2 from applications where own_ref like 'later%' and fini_state = 'accepted'}, 'it to be sent once it is there');
+	$fini->sql("select setval('fini.submission_id_seq', $later + 10)");
+};
+
 # who waits while the worker claims gets no lock on what is being sent from then on
 subtest 'nobody holds up the settling' => sub {
 	for my $case ([ 'cancel', q{select fini.cancel('applications', '{cancel7}')}, 'add accepted' ],
