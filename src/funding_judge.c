@@ -227,8 +227,9 @@ take_outcomes(FiniFundingLane *lane, FiniAnswer *answer)
 		if (entry.rejected)
 		{
 			member->state = "rejected";
-			member->error_code = entry.error_code[0] != '\0' ? entry.error_code : "rejected";
-			member->error_message = fini_answer_clean_text(entry.error_message, NULL);
+			member->error_code = entry.error_code[0] != '\0' ? fini_call_clean_text(lane->hand.call, entry.error_code) : "rejected";
+			member->error_message = fini_call_clean_text(lane->hand.call, entry.error_message);
+			fini_answer_entry_done(&entry);
 		}
 		else if (status == NULL || strcmp(status, member->status) == 0)
 			member->state = "accepted";
